@@ -1,0 +1,143 @@
+"""Every compiler flag, and where compiled code is kept.
+
+`kernel` marks what Python calls, `device` what kernels call. Nothing else in the package speaks of Numba's
+decorators. No fast-math flag is set: NaN and infinity pass through, and products and sums are fused only where the
+text says `fma`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba.core import caching, config
+
+FLAGS: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+def device(function: Callable[..., Any]) -> Any:
+    """A function that only kernels call; compiled into each of them."""
+    return numba.njit(no_cpython_wrapper=True, **FLAGS)(function)
+
+
+class kernel:  # noqa: N801 - read as a decorator
+    """A compiled entry point. Its first three arguments say who is working: `worker`, `workers`, `tickets`.
+
+    There are two of it, compiled when first called. `held` keeps the GIL: taking it back can cost 5 ms beside a busy
+    Python thread, a thousand times a short kernel's own time. `released` lets others run meanwhile.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.py_func = function
+        self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
+
+    @cached_property
+    def held(self) -> Any:
+        return self._compile(nogil=False)
+
+    @cached_property
+    def released(self) -> Any:
+        return self._compile(nogil=True)
+
+    def _compile(self, nogil: bool) -> Any:
+        made = numba.njit(nogil=nogil, **FLAGS)(self.py_func)
+        if not config.DISABLE_JIT and (folder := cache_folder()) is not None:
+            made._cache = _cache_class(folder / ("released" if nogil else "held"))(self.py_func)
+        return made
+
+    @property
+    def compilations(self) -> int:
+        """How many times this process compiled it or loaded it from the cache."""
+        made = (self.__dict__.get(name) for name in ("held", "released"))
+        return sum(len(m.signatures) for m in made if hasattr(m, "signatures"))
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The folder for compiled code, or None if no place can be written.
+
+    `FASTRNN_CACHE_DIR`, else `NUMBA_CACHE_DIR`, else the user's cache folder. Its last part is a hash of everything
+    that compiled code depends on and that Numba's own key leaves out (the text of every other module, the flags), so
+    an entry can never be older than the code that asks for it.
+    """
+    for base in _candidates():
+        folder = base / "fastrnn" / _stamp()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK | os.R_OK):
+            return folder
+    return None
+
+
+def _candidates() -> list[Path]:
+    named = os.environ.get("FASTRNN_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR")
+    if named:
+        return [Path(named)]
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return [Path(local)]
+    if sys.platform == "darwin":
+        return [Path("~/Library/Caches").expanduser()]
+    try:
+        return [Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")]
+    except RuntimeError:  # no home directory
+        return []
+
+
+def _stamp() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    flags = (config.OPT, config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT)
+    for part in (sys.version, numba.__version__, np.__version__, flags):
+        digest.update(str(part).encode())
+    return digest.hexdigest()[:24]
+
+
+@cache
+def _cache_class(folder: Path) -> type:
+    class Locator(caching._CacheLocator):
+        def __init__(self, py_func: Any, py_file: str) -> None:
+            self._name = py_func.__module__
+
+        def get_cache_path(self) -> str:
+            return str(folder)
+
+        def get_source_stamp(self) -> str:
+            return folder.parent.name
+
+        def get_disambiguator(self) -> str:
+            return self._name
+
+        @classmethod
+        def from_function(cls, py_func: Any, py_file: str) -> Locator:
+            return cls(py_func, py_file)
+
+    class Impl(caching.CompileResultCacheImpl):
+        _locator_classes = [Locator]  # noqa: RUF012 - Numba's own name and form
+
+    class Cache(caching.FunctionCache):
+        _impl_class = Impl
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            try:
+                return super().load_overload(sig, target_context)
+            except Exception:  # a damaged or half-written entry is an entry that is not there
+                return None
+
+        def save_overload(self, sig: Any, data: Any) -> None:
+            try:
+                super().save_overload(sig, data)
+            except OSError:  # a full or vanished disk costs the next process its warm start, nothing else
+                self.disable()
+
+    return Cache

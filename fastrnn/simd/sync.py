@@ -1,0 +1,141 @@
+"""Tickets: who computes which item, and when it may.
+
+The work of a kernel is a sequence of steps, each of `items` independent items; an item of step t may start when all
+items of step t - 1 are finished. Items are taken from counters, never assigned: whoever is there works, nobody waits
+for a helper that has not come, and only an item that a running thread holds is ever waited for. So it cannot deadlock,
+whatever the operating system does with the helpers. A barrier over a fixed team can, and with another process on one
+of two cores its 95th percentile was nine times as long.
+
+Each worker takes its own share of the items first, in every step the same, so that the weights which belong to them
+stay in its cache, and then what is left of the others' shares.
+
+One phase of a kernel uses (1 + workers) cache lines of `tickets`: how many items are finished, then for each worker
+how many of its share are taken. Both only ever grow, so that nothing has to be reset between steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, config, types
+from numba.extending import intrinsic
+
+from .._jit import device
+
+LINE = 8  # int64 values in a cache line: counters of different workers never share one
+SPINS = 64  # pauses before the processor is given away; about 2 us
+
+_I64_ARRAY = types.Array(types.int64, 1, "C")
+
+
+def new_tickets(phases: int, workers: int) -> np.ndarray:
+    """int64 counters for `phases` phases, all zero."""
+    return np.zeros(phases * (1 + workers) * LINE, np.int64)
+
+
+def _counter(context: Any, builder: ir.IRBuilder, array: ir.Value, index: ir.Value) -> ir.Value:
+    data = cgutils.create_struct_proxy(_I64_ARRAY)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+def _load(typingctx, tickets, index):
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(_counter(context, builder, *args), "acquire", 8)
+
+    return types.int64(tickets, types.int64), codegen
+
+
+def _add(typingctx, tickets, index, value):
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", _counter(context, builder, *args[:2]), args[2], "acq_rel")
+
+    return types.int64(tickets, types.int64, types.int64), codegen
+
+
+def _swap(typingctx, tickets, index, old, new):
+    def codegen(context, builder, signature, args):
+        pair = builder.cmpxchg(_counter(context, builder, *args[:2]), *args[2:], "acq_rel", "acquire")
+        return builder.extract_value(pair, 0)
+
+    return types.int64(tickets, types.int64, types.int64, types.int64), codegen
+
+
+def _relax(typingctx, give_away):
+    def codegen(context, builder, signature, args):
+        # Inline assembly is not available to Numba's JIT; the instruction has an LLVM name of its own.
+        void = ir.FunctionType(ir.VoidType(), [])
+        name = "llvm.x86.sse2.pause" if "x86" in builder.module.triple else "llvm.donothing"
+        builder.call(cgutils.get_or_insert_function(builder.module, void, name), [])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+def _twin_add(tickets, index, value):
+    tickets[index] += value
+    return tickets[index] - value
+
+
+def _twin_swap(tickets, index, old, new):
+    seen = tickets[index]
+    if seen == old:
+        tickets[index] = new
+    return seen
+
+
+if config.DISABLE_JIT:
+    atomic_load, atomic_add, compare_swap = (lambda a, i: a[i]), _twin_add, _twin_swap
+    pause = give_way = lambda: None
+else:
+    atomic_load, atomic_add, compare_swap = intrinsic(_load), intrinsic(_add), intrinsic(_swap)
+    relax = intrinsic(_relax)
+    pause = device(lambda: relax(0))
+    give_way = types.ExternalFunction("sched_yield", types.int32())
+
+
+@device
+def take(tickets, phase, worker, workers, step, items):
+    """An item of `step` that nobody has taken, or -1. Own share first, then the others'."""
+    base = phase * (1 + workers) * LINE
+    for d in range(workers):
+        owner = worker + d
+        if owner >= workers:
+            owner -= workers
+        first = owner * items // workers
+        share = (owner + 1) * items // workers - first
+        at = base + (1 + owner) * LINE
+        taken = atomic_load(tickets, at)
+        while taken < (step + 1) * share:
+            if workers == 1:
+                tickets[at] = taken + 1
+                return first + taken - step * share
+            seen = compare_swap(tickets, at, taken, taken + 1)
+            if seen == taken:
+                return first + taken - step * share
+            taken = seen
+    return -1
+
+
+@device
+def finish(tickets, phase, workers):
+    """Counts an item as finished; what it wrote is visible to everybody who sees the count."""
+    at = phase * (1 + workers) * LINE
+    if workers == 1:
+        tickets[at] += 1
+    else:
+        atomic_add(tickets, at, 1)
+
+
+@device
+def wait(tickets, phase, workers, count):
+    """Returns when `count` items of `phase` are finished."""
+    at = phase * (1 + workers) * LINE
+    spins = 0
+    while atomic_load(tickets, at) < count:
+        spins += 1
+        if spins < SPINS:
+            pause()
+        else:
+            give_way()

@@ -1,0 +1,42 @@
+"""What this CPU has: vector width and the tile shape that fits its registers.
+
+Numba's own settings decide (``NUMBA_CPU_NAME``, ``NUMBA_CPU_FEATURES``, ``NUMBA_ENABLE_AVX``), because
+they decide what LLVM may emit and they are part of the key under which compiled code is cached.
+"""
+
+from functools import cache
+
+import llvmlite.binding as llvm
+import numpy as np
+from numba.core import config
+from numba.core.codegen import get_host_cpu_features
+
+
+@cache
+def features() -> frozenset[str]:
+    """Names of the instruction-set features that compiled code may use."""
+    text = config.CPU_FEATURES if config.CPU_FEATURES is not None else get_host_cpu_features()
+    return frozenset(word[1:] for word in text.split(",") if word.startswith("+"))
+
+
+def cpu_name() -> str:
+    """LLVM's name of the CPU that code is compiled for."""
+    return config.CPU_NAME or llvm.get_host_cpu_name()
+
+
+# 32 registers of 512 bits, or 16 of 256. Anything older is served by LLVM splitting the 256-bit vectors.
+VECTOR_BYTES = 64 if "avx512f" in features() else 32
+
+# A tile is ROWS x COLS vectors of accumulators. 6 x 4 leaves 8 of 32 registers for the operands; 3 x 4
+# leaves 4 of 16. With 6 x 4 on 16 registers the accumulators spill and the tile runs at a quarter of the speed.
+ROWS = 6 if VECTOR_BYTES == 64 else 3
+COLS = 4
+
+
+def lanes(dtype: np.dtype | type | str) -> int:
+    """How many values of `dtype` one vector holds.
+
+    >>> lanes("float32") == 2 * lanes("float64")
+    True
+    """
+    return VECTOR_BYTES // np.dtype(dtype).itemsize

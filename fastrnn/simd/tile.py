@@ -1,0 +1,139 @@
+"""The register-tile matrix product: the one loop in which nearly all the time is spent.
+
+    c[r, :] += sum over k of a[r, k] * b[k, :]        r < rows <= ROWS,  cols <= COLS vectors
+
+All `rows x cols` accumulators stay in registers for the whole sum. `b` is read one packed line of vectors
+at a time; each `a[r, k]` is read once and broadcast. The sum is one chain of fused multiply-adds in ascending `k`
+that starts from `c`: a tile shape decides who computes an element, never its value.
+
+`a` is addressed freely, so that one tile serves every product there is:
+
+    a[r, k] = a[off + r * rstride + (k // seg) * segstride + (k % seg) * kstride]
+
+with whole segments only (`k = nseg * seg`): row-major (`seg` = all of it), transposed (`rstride = 1`), and rows whose
+elements lie in panels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, config, types
+from numba.extending import intrinsic
+
+from .target import COLS, ROWS
+from .vector import _FLOATS, _SUFFIX, I64, _splat, lanes
+
+
+def _twin(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride):
+    """The tile in NumPy: the same sum, in the order that NumPy's product takes."""
+    w = cols * lanes(c)
+    k = np.arange(n_seg * seg)
+    left = a_off + np.arange(rows)[:, None] * r_stride + (k // seg) * seg_stride + (k % seg) * k_stride
+    right = b_off + k[:, None] * b_stride + np.arange(w)
+    out = c_off + np.arange(rows)[:, None] * c_stride + np.arange(w)
+    c.reshape(-1)[out] += a.reshape(-1)[left] @ b.reshape(-1)[right]
+
+
+def _emit(module: ir.Module, dtype: np.dtype, rows: int, cols: int) -> ir.Function:
+    """The function for one tile shape, written into `module` once."""
+    name = f"fastrnn.tile.{_SUFFIX[dtype]}.{rows}x{cols}"
+    if name in module.globals:
+        return module.globals[name]
+    real, size = _FLOATS[dtype], dtype.itemsize
+    n = lanes(np.empty(0, dtype))
+    vec, ptr = ir.VectorType(real, n), real.as_pointer()
+    fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, ptr, I64, I64, I64, I64, I64, ptr, I64])
+    fn = ir.Function(module, fnty, name)
+    fn.linkage = "internal"
+    fn.attributes.add("noinline")
+    fn.attributes.add("nounwind")
+    c, c_stride, a, r_stride, seg, seg_stride, k_stride, n_seg, b, b_stride = fn.args
+    fma = cgutils.get_or_insert_function(module, ir.FunctionType(vec, [vec] * 3), f"llvm.fma.v{n}{_SUFFIX[dtype]}")
+    entry, outer, inner, tail, done = (fn.append_basic_block(x) for x in ("entry", "outer", "inner", "tail", "done"))
+
+    def lines(bld: ir.IRBuilder, p: ir.Value, row_start: ir.Value) -> list[ir.Value]:
+        at = bld.gep(p, [row_start])
+        return [bld.bitcast(bld.gep(at, [ir.Constant(I64, j * n)]), vec.as_pointer()) for j in range(cols)]
+
+    bld = ir.IRBuilder(entry)
+    row_of = [bld.mul(c_stride, ir.Constant(I64, r)) for r in range(rows)]
+    left_of = [bld.mul(r_stride, ir.Constant(I64, r)) for r in range(rows)]
+    out = [p for r in range(rows) for p in lines(bld, c, row_of[r])]
+    start = [bld.load(p, align=size) for p in out]
+    bld.cbranch(bld.icmp_signed(">", n_seg, ir.Constant(I64, 0)), outer, done)
+
+    bld = ir.IRBuilder(outer)
+    s = bld.phi(I64)
+    a_seg, b_seg = bld.phi(ptr), bld.phi(ptr)
+    acc_outer = [bld.phi(vec) for _ in out]
+    for phi, v in [(s, ir.Constant(I64, 0)), (a_seg, a), (b_seg, b), *zip(acc_outer, start, strict=True)]:
+        phi.add_incoming(v, entry)
+    bld.branch(inner)
+
+    bld = ir.IRBuilder(inner)
+    k = bld.phi(I64)
+    a_k, b_k = bld.phi(ptr), bld.phi(ptr)
+    acc = [bld.phi(vec) for _ in out]
+    for phi, v in [(k, ir.Constant(I64, 0)), (a_k, a_seg), (b_k, b_seg), *zip(acc, acc_outer, strict=True)]:
+        phi.add_incoming(v, outer)
+    right = [bld.load(p, align=size) for p in lines(bld, b_k, ir.Constant(I64, 0))]
+    new = []
+    for r in range(rows):
+        x = _splat(bld, bld.load(bld.gep(a_k, [left_of[r]]), align=size), n)
+        new += [bld.call(fma, [x, right[j], acc[r * cols + j]]) for j in range(cols)]
+    k1, a1, b1 = bld.add(k, ir.Constant(I64, 1)), bld.gep(a_k, [k_stride]), bld.gep(b_k, [b_stride])
+    for phi, v in [(k, k1), (a_k, a1), (b_k, b1), *zip(acc, new, strict=True)]:
+        phi.add_incoming(v, inner)
+    bld.cbranch(bld.icmp_signed("<", k1, seg), inner, tail)
+
+    bld = ir.IRBuilder(tail)
+    s1, a2 = bld.add(s, ir.Constant(I64, 1)), bld.gep(a_seg, [seg_stride])
+    for phi, v in [(s, s1), (a_seg, a2), (b_seg, b1), *zip(acc_outer, new, strict=True)]:
+        phi.add_incoming(v, tail)
+    bld.cbranch(bld.icmp_signed("<", s1, n_seg), outer, done)
+
+    bld = ir.IRBuilder(done)
+    result = [bld.phi(vec) for _ in out]
+    for phi, v0, v1 in zip(result, start, new, strict=True):
+        phi.add_incoming(v0, entry)
+        phi.add_incoming(v1, tail)
+    for p, v in zip(out, result, strict=True):
+        bld.store(v, p, align=size)
+    bld.ret_void()
+    return fn
+
+
+def _tile(
+    typingctx, c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride
+):
+    ints = (types.int64,)
+    sig = types.none(c, *ints * 4, a, *ints * 6, b, *ints * 2)
+    dtype = np.dtype(str(c.dtype))
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        def address(array: int, off: int) -> ir.Value:
+            data = cgutils.create_struct_proxy(signature.args[array])(context, builder, values[array]).data
+            return builder.gep(data, [values[off]])
+
+        args = [address(0, 1), values[2], address(5, 6), *values[7:12], address(12, 13), values[14]]
+        shape = builder.add(builder.mul(values[3], ir.Constant(I64, COLS + 1)), values[4])
+        after = builder.append_basic_block("tile.after")
+        switch = builder.switch(shape, after)
+        for r in range(1, ROWS + 1):
+            for k in range(1, COLS + 1):
+                block = builder.append_basic_block(f"tile.{r}x{k}")
+                switch.add_case(ir.Constant(I64, r * (COLS + 1) + k), block)
+                with builder.goto_block(block):
+                    builder.call(_emit(builder.module, dtype, r, k), args)
+                    builder.branch(after)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+# (c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride)
+tile = _twin if config.DISABLE_JIT else intrinsic(_tile)

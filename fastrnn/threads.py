@@ -1,0 +1,142 @@
+"""The threads that help: how many, how they are woken, what becomes of them after a fork.
+
+Helpers are ordinary Python threads, parked in a queue, so there is no threading layer to choose, to abort or to hang.
+A call hands its job to the helpers that are idle and starts working at once; a helper that comes late finds no tickets
+left (see simd/sync.py) and parks again. Numba's own pool and its settings are never touched.
+
+Against a `prange` launch (OpenMP layer): see CHANGELOG and bench; no GIL traffic inside the kernel, no second compile.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from queue import SimpleQueue
+from typing import Any
+
+from numba.core import config
+
+from ._jit import kernel
+from .simd.sync import new_tickets
+
+# Below this many multiply-adds (about 100 us on one core) a kernel runs in the caller alone and keeps the GIL.
+SMALL = 8_000_000
+
+
+class _Team:
+    """The helpers of one process."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[Any] = SimpleQueue()
+        self.lock = threading.Lock()
+        self.threads: list[threading.Thread] = []
+        self.busy = 0
+
+    def grow(self, count: int) -> None:
+        with self.lock:
+            while len(self.threads) < count:
+                thread = threading.Thread(target=self._help, name="fastrnn", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads to be had, or the interpreter is shutting down
+                    return
+                self.threads.append(thread)
+
+    def _help(self) -> None:
+        while True:
+            run, worker, workers, tickets, args = self.jobs.get()
+            run(worker, workers, tickets, *args)
+            # Parked, a helper must not keep the arrays of its last job alive.
+            del run, tickets, args
+
+
+_team = _Team()
+
+
+def _after_fork() -> None:
+    """Threads do not survive a fork: the child starts with a team of its own, and nobody in it."""
+    global _team
+    _team = _Team()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _quota() -> float:
+    """Processors that the control group grants, or infinity."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as f:
+            quota, period = f.read().split()
+        return float("inf") if quota == "max" else float(quota) / float(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        with open("/sys/fs/cgroup/cpu/cpu.cfs_quota_us") as f, open("/sys/fs/cgroup/cpu/cpu.cfs_period_us") as g:
+            quota_us, period_us = float(f.read()), float(g.read())
+        return quota_us / period_us if quota_us > 0 else float("inf")
+    except (OSError, ValueError):
+        return float("inf")
+
+
+def _default() -> int:
+    asked = os.environ.get("FASTRNN_NUM_THREADS")
+    if asked:
+        if not asked.isdigit() or int(asked) < 1:
+            raise ValueError(f"FASTRNN_NUM_THREADS is {asked!r}, expected a whole number from 1")
+        return int(asked)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(cpus, _quota())))
+
+
+_num_threads: int | None = None
+
+
+def get_num_threads() -> int:
+    """How many threads work on one call: the caller and its helpers.
+
+    By default the smaller of the processors that this process may run on and its control group's quota, or
+    ``FASTRNN_NUM_THREADS``.
+    """
+    global _num_threads
+    if _num_threads is None:
+        _num_threads = _default()
+    return _num_threads
+
+
+def set_num_threads(n: int) -> None:
+    """Sets how many threads work on one call. Results do not depend on it.
+
+    >>> import fastrnn as fr
+    >>> before = fr.get_num_threads()
+    >>> fr.set_num_threads(1); fr.get_num_threads()
+    1
+    >>> fr.set_num_threads(before)
+    """
+    global _num_threads
+    if not isinstance(n, int) or isinstance(n, bool):
+        raise TypeError(f"n is {type(n).__name__}, expected an int")
+    if n < 1:
+        raise ValueError(f"n is {n}, expected a number of threads from 1")
+    _num_threads = n
+
+
+def workers_for(work: float, items: int) -> int:
+    """How many workers `work` multiply-adds in `items` pieces are worth."""
+    if work < SMALL or config.DISABLE_JIT:
+        return 1
+    return max(1, min(get_num_threads(), items))
+
+
+def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> None:
+    """Runs kernel `run` with `args` to its end, on the caller and up to `workers - 1` helpers."""
+    tickets = new_tickets(phases, workers)
+    if workers == 1:
+        (run.held if work < SMALL else run.released)(0, 1, tickets, *args)
+        return
+    compiled, team = run.released, _team
+    if len(team.threads) < workers - 1:
+        team.grow(workers - 1)
+    for worker in range(1, workers):
+        team.jobs.put((compiled, worker, workers, tickets, args))
+    compiled(0, workers, tickets, *args)
