@@ -1,0 +1,83 @@
+"""Recurrent networks that are fast on CPUs, on numpy and numba alone.
+
+Words used everywhere, in code, documentation and messages:
+
+    T, B         time steps, sequences in the batch
+    I, H, O, V   input size, hidden size, output size, vocabulary size
+    L            layers
+    W, P         lanes of a vector, panels of W hidden units (kernels only)
+    x, h, c, y   input, hidden state, cell state, output
+    i f g o      LSTM: input gate, forget gate, cell candidate, output gate; in this order in every parameter
+    U, W, V      the lecture's letters for weight_ih, weight_hh and the output layer's weight; b, c its biases
+    dX           gradient of the loss with respect to X
+
+    sequences    time-major (T, B, I); batch_first=True takes (B, T, I)
+    state        RNN: h (L, B, H); LSTM: (h, c)
+    parameters   PyTorch's names and shapes: weight_ih_l0 (4H, I), weight_hh_l0 (4H, H), bias_ih_l0, bias_hh_l0 (4H,)
+    peepholes    weight_peep_l0 (3, H), rows i f o; i and f see c[t-1], o sees c[t]
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> module. Loaded when first asked for: `import fastrnn` itself costs nothing and compiles nothing.
+_WHERE = {
+    "RNN": "layers.rnn",
+    "LSTM": "layers.lstm",
+    "Embedding": "layers.embedding",
+    "Linear": "layers.linear",
+    "Dropout": "layers.dropout",
+    "Sequential": "layers.sequential",
+    "cross_entropy": "losses",
+    "mse": "losses",
+    "softmax": "losses",
+    "log_softmax": "losses",
+    "SGD": "optim",
+    "Adagrad": "optim",
+    "RMSProp": "optim",
+    "Adam": "optim",
+    "clip_grad_norm": "optim",
+    "clip_grad_value": "optim",
+    "get_num_threads": "threads",
+    "set_num_threads": "threads",
+    "CharLM": "models.charlm",
+    "ModelFileError": "modelfile",
+}
+
+__all__ = sorted(_WHERE)
+
+if TYPE_CHECKING:
+    from .layers.dropout import Dropout as Dropout
+    from .layers.embedding import Embedding as Embedding
+    from .layers.linear import Linear as Linear
+    from .layers.lstm import LSTM as LSTM
+    from .layers.rnn import RNN as RNN
+    from .layers.sequential import Sequential as Sequential
+    from .losses import cross_entropy as cross_entropy
+    from .losses import log_softmax as log_softmax
+    from .losses import mse as mse
+    from .losses import softmax as softmax
+    from .modelfile import ModelFileError as ModelFileError
+    from .models.charlm import CharLM as CharLM
+    from .optim import SGD as SGD
+    from .optim import Adagrad as Adagrad
+    from .optim import Adam as Adam
+    from .optim import RMSProp as RMSProp
+    from .optim import clip_grad_norm as clip_grad_norm
+    from .optim import clip_grad_value as clip_grad_value
+    from .threads import get_num_threads as get_num_threads
+    from .threads import set_num_threads as set_num_threads
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'fastrnn' has no attribute {name!r}")
+    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,73 @@
+"""Rows of a table by index, and the gradient of that.
+
+    y[n, :] = weight[ids[n], :]        dweight[ids[n], :] += dy[n, :]
+
+The gradient is shared among the workers by columns, not by n: each element is added to by one worker, in
+ascending n, so that its bits do not depend on how many there are. Nobody checks an index here.
+"""
+
+from .._jit import kernel
+from ..simd.sync import finish, take, wait
+from ..simd.vector import fold, lanes, lanes_of, load, pointwise, store
+
+
+@pointwise
+def copy_row(to, to_off, source, source_off, columns):
+    """to, source (columns): written, read."""
+
+    def body(k, left):
+        store(to, to_off + k, load(source, source_off + k, left), left)
+        return ()
+
+    fold(columns, lanes(to), (), body)
+
+
+@pointwise
+def add_row(to, to_off, source, source_off, columns):
+    """to, source (columns): accumulated, read."""
+
+    def body(k, left):
+        store(to, to_off + k, load(to, to_off + k, left) + load(source, source_off + k, left), left)
+        return ()
+
+    fold(columns, lanes(to), (), body)
+
+
+@kernel
+def gather(worker, workers, tickets, rows, columns, pieces, ids, weight, y):
+    """y[n, :] = weight[ids[n], :]
+
+    pieces : into how many parts the rows are divided for the workers
+    ids : (rows,) int64, from 0 to V - 1, read
+    weight : (V, columns), read
+    y : (rows, columns), written
+    """
+    item = take(tickets, 0, worker, workers, 0, pieces)
+    while item >= 0:
+        for n in range(rows * item // pieces, rows * (item + 1) // pieces):
+            copy_row(y, n * columns, weight, ids[n] * columns, columns)
+        finish(tickets, 0, workers)
+        item = take(tickets, 0, worker, workers, 0, pieces)
+    wait(tickets, 0, workers, pieces)
+
+
+@kernel
+def scatter_add(worker, workers, tickets, rows, columns, pieces, ids, dy, dweight):
+    """dweight[ids[n], :] += dy[n, :], in ascending n.
+
+    pieces : into how many parts the columns are divided for the workers, each a number of whole vectors
+    ids : (rows,) int64, from 0 to V - 1, read
+    dy : (rows, columns), read
+    dweight : (V, columns), accumulated
+    """
+    lane = lanes_of(dy)
+    vectors = (columns + lane - 1) // lane
+    item = take(tickets, 0, worker, workers, 0, pieces)
+    while item >= 0:
+        first = vectors * item // pieces * lane
+        width = min(vectors * (item + 1) // pieces * lane, columns) - first
+        for n in range(rows):
+            add_row(dweight, ids[n] * columns + first, dy, n * columns + first, width)
+        finish(tickets, 0, workers)
+        item = take(tickets, 0, worker, workers, 0, pieces)
+    wait(tickets, 0, workers, pieces)

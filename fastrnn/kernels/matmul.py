@@ -1,0 +1,173 @@
+"""Products of matrices, in whole batches: dx, dW, and the linear layer, all on the one tile.
+
+    product    out = b + A B            B packed in panels of COLS vectors, A addressed as the tile allows
+    gradient   dM += A^T X              the sum runs over all T B rows, in blocks
+
+Both give each output element one chain of multiply-adds in ascending order of the summed index, whoever computes it.
+"""
+
+from .._jit import device, kernel
+from ..simd.sync import finish, take, wait
+from ..simd.target import COLS, ROWS
+from ..simd.tile import tile
+from ..simd.vector import lanes_of
+from .panels import CHUNK, add_in, copy_in, copy_out, pack_rows, pack_transposed, tiles
+
+# Rows summed at a time by `gradient`: a strip of X and one of A are then 64 KiB each in float32, and both in the
+# second-level cache beside the weights' gradient.
+BLOCK = 512
+
+
+@kernel
+def product(
+    worker, workers, tickets, rows, columns, pieces, a, r_stride, seg, seg_stride, n_seg, packed, bias, out, scratch
+):
+    """out[r, :] = bias + sum over k of a[r, k] * B[k, :]
+
+    a : element (r, k) at r * r_stride + k // seg * seg_stride + k % seg, read; seg * n_seg values of k
+    packed : B, for every COLS * W columns (seg * n_seg, line), read
+    bias : (columns,) or empty, read
+    out : (rows, columns), written
+    pieces : into how many parts the rows are divided for the workers
+    scratch : (workers, CHUNK * 4W), overwritten
+    """
+    lane = lanes_of(packed)
+    vectors = (columns + lane - 1) // lane
+    off = worker * CHUNK * COLS * lane
+    item = take(tickets, 0, worker, workers, 0, pieces)
+    while item >= 0:
+        row1 = rows * (item + 1) // pieces
+        for r0 in range(rows * item // pieces, row1, CHUNK):
+            count = min(CHUNK, row1 - r0)
+            # All columns for these rows: `a` comes from memory once and from the second-level cache after that.
+            for first in range(0, vectors, COLS):
+                cols = min(COLS, vectors - first)
+                stride = cols * lane
+                for r in range(count):
+                    for k in range(cols):
+                        column = (first + k) * lane
+                        copy_in(scratch, off + r * stride + k * lane, bias, column, len(bias) - column)
+                b_at = first * lane * seg * n_seg
+                left = r0 * r_stride
+                tiles(
+                    scratch, off, stride, count, cols, a, left, r_stride, seg, seg_stride, n_seg, packed, b_at, stride
+                )  # fmt: skip
+                for r in range(count):
+                    for k in range(cols):
+                        column = (first + k) * lane
+                        to = (r0 + r) * columns + column
+                        copy_out(out, to, scratch, off + r * stride + k * lane, columns - column)
+        finish(tickets, 0, workers)
+        item = take(tickets, 0, worker, workers, 0, pieces)
+    wait(tickets, 0, workers, pieces)
+
+
+@kernel
+def gradient(
+    worker, workers, tickets, rows, columns, pieces,
+    a, panel_stride, k_stride, gates, width, height, x, out, scratch,
+):  # fmt: skip
+    """out[g * height + j, :] += sum over n of a[n, g, j] * x[n, :]
+
+    a : element (n, g, j) at j // width * panel_stride + n * k_stride + g * width + j % width, read: the panels of a
+        tape, or row-major with one gate
+    x : (rows, columns), read
+    out : (gates * height, columns), accumulated
+    pieces : into how many parts the panels are divided for the workers
+    scratch : (workers, BLOCK + ROWS, 4W), overwritten
+    """
+    lane = lanes_of(x)
+    vectors = (columns + lane - 1) // lane
+    panels = (height + width - 1) // width
+    strip = worker * (BLOCK + ROWS) * COLS * lane
+    items = (vectors + COLS - 1) // COLS * pieces
+    for step in range((rows + BLOCK - 1) // BLOCK):
+        n0 = step * BLOCK
+        depth = min(BLOCK, rows - n0)
+        wait(tickets, 0, workers, step * items)
+        item = take(tickets, 0, worker, workers, step, items)
+        while item >= 0:
+            first, piece = item // pieces * COLS, item % pieces
+            cols = min(COLS, vectors - first)
+            stride = cols * lane
+            # Read in place, at the stride of a whole row of x, it is 15 % slower; and this pads the end with zeros.
+            pack_rows(scratch, strip, stride, x, n0, depth, columns, first * lane, depth)
+            for panel in range(panels * piece // pieces, panels * (piece + 1) // pieces):
+                units = min(width, height - panel * width)
+                for g in range(gates):
+                    left = panel * panel_stride + n0 * k_stride + g * width
+                    row = g * height + panel * width
+                    gradient_rows(
+                        units, first, cols, depth, columns, a, left, k_stride, scratch, strip, stride, out, row,
+                        strip + BLOCK * COLS * lane,
+                    )  # fmt: skip
+            finish(tickets, 0, workers)
+            item = take(tickets, 0, worker, workers, step, items)
+    wait(tickets, 0, workers, (rows + BLOCK - 1) // BLOCK * items)
+
+
+@device
+def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch, strip, stride, out, row, tail):
+    """The rows of `gradient` that belong to one gate of one panel, in one strip of columns."""
+    lane = lanes_of(scratch)
+    column = first * lane
+    blocks = (units + ROWS - 1) // ROWS
+    for block in range(blocks):
+        r0 = units * block // blocks
+        r = units * (block + 1) // blocks - r0
+        at = (row + r0) * columns + column
+        if column + stride <= columns:
+            tile(out, at, columns, r, cols, a, left + r0, 1, depth, 0, k_stride, 1, scratch, strip, stride)
+            continue
+        for j in range(r):
+            for k in range(0, stride, lane):
+                copy_in(scratch, tail + j * stride + k, out, at + j * columns + k, columns - column - k)
+        tile(scratch, tail, stride, r, cols, a, left + r0, 1, depth, 0, k_stride, 1, scratch, strip, stride)
+        for j in range(r):
+            for k in range(0, stride, lane):
+                copy_out(out, at + j * columns + k, scratch, tail + j * stride + k, columns - column - k)
+
+
+@kernel
+def pack(worker, workers, tickets, rows, columns, transposed, source, packed):
+    """B for `product`: for every COLS * W of its columns, its rows as lines.
+
+    source : (rows, columns) of B, or with `transposed` (columns, rows), read
+    packed : written
+    """
+    lane = lanes_of(packed)
+    vectors = (columns + lane - 1) // lane
+    items = (vectors + COLS - 1) // COLS
+    item = take(tickets, 0, worker, workers, 0, items)
+    while item >= 0:
+        column = item * COLS * lane
+        line = min(COLS * lane, vectors * lane - column)
+        if transposed:
+            used = min(line, columns - column)
+            pack_transposed(packed, column * rows, line, source, column, used, rows, line)
+        else:
+            pack_rows(packed, column * rows, line, source, 0, rows, columns, column, rows)
+        finish(tickets, 0, workers)
+        item = take(tickets, 0, worker, workers, 0, items)
+    wait(tickets, 0, workers, items)
+
+
+@kernel
+def column_sums(worker, workers, tickets, rows, columns, a, out, scratch):
+    """out[j] += sum over n of a[n, j], in ascending n.
+
+    a : (rows, columns), read; out : (columns,), accumulated; scratch : (workers, W), overwritten
+    """
+    lane = lanes_of(a)
+    off = worker * lane
+    items = (columns + lane - 1) // lane
+    item = take(tickets, 0, worker, workers, 0, items)
+    while item >= 0:
+        column = item * lane
+        copy_in(scratch, off, out, column, columns - column)
+        for n in range(rows):
+            add_in(scratch, off, a, n * columns + column, columns - column)
+        copy_out(out, column, scratch, off, columns - column)
+        finish(tickets, 0, workers)
+        item = take(tickets, 0, worker, workers, 0, items)
+    wait(tickets, 0, workers, items)

@@ -1,0 +1,1 @@
+"""Layers: parameters, shapes, validation; forward directly above backward. They call kernels and nothing above."""

@@ -1,0 +1,68 @@
+"""The linear layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .layer import Layer, Tape, check_array, check_dtype, check_size, check_tape
+from .products import add_column_sums, add_gradient, multiply, pack
+from .store import Store
+
+
+class Linear(Layer):
+    """y = V x + c, on the last axis.
+
+    Parameters as PyTorch's `nn.Linear`: `weight` (O, I), `bias` (O,); they start uniform in +-1 / sqrt(I).
+
+    >>> import fastrnn as fr, numpy as np
+    >>> linear = fr.Linear(3, 2, seed=0)
+    >>> y, tape = linear.forward(np.ones((7, 4, 3), np.float32))
+    >>> y.shape, linear.backward(tape, np.ones_like(y)).shape
+    ((7, 4, 2), (7, 4, 3))
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, dtype: Any = "float32", seed: int | None = None
+    ) -> None:
+        self.in_features = check_size("in_features", in_features)
+        self.out_features = check_size("out_features", out_features)
+        self.bias, self.dtype = bool(bias), check_dtype(dtype)
+        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        if self.bias:
+            shapes["bias"] = (self.out_features,)
+        self.store = Store(shapes, self.dtype)
+        super().__init__({"": self.store})
+        rng, bound = np.random.default_rng(seed), 1 / math.sqrt(self.in_features)
+        self.store.assign({name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()})
+        self._weight = self.store._values[self.store._where["weight"]]
+        self._bias = self.store._values[self.store._where["bias"]] if self.bias else np.empty(0, self.dtype)
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """x (..., I) to y (..., O)."""
+        x = check_array("x", x, self.dtype, "... I", {"I": self.in_features})
+        packed = self.store.made("w", lambda: pack(self.in_features, self.out_features, self._weight, True))
+        y = multiply(x.reshape(-1, self.in_features), packed, self.out_features, self._bias)
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def forward(self, x: Any) -> tuple[np.ndarray, Tape]:
+        """`y, tape`; x is referred to until `backward`."""
+        x = check_array("x", x, self.dtype, "... I", {"I": self.in_features})
+        return self(x), Tape(self, x.shape, x)
+
+    def backward(self, tape: Tape, dy: Any) -> np.ndarray:
+        """dx (..., I) from dy (..., O); adds dV = dy^T x and dc = sum of dy into `grads`."""
+        shape = check_tape(tape).shape
+        dy = check_array("dy", dy, self.dtype, "... O", {"O": self.out_features})
+        if dy.shape[:-1] != shape[:-1]:
+            raise ValueError(f"dy has shape {dy.shape}, expected {(*shape[:-1], self.out_features)}, that of y")
+        x = tape.open(self).reshape(-1, self.in_features)
+        dz = dy.reshape(-1, self.out_features)
+        with self.store._lock:
+            add_gradient(self.store.grad("weight"), x, dz)
+            if self.bias:
+                add_column_sums(self.store.grad("bias"), dz)
+        packed = self.store.made("wt", lambda: pack(self.out_features, self.in_features, self._weight, False))
+        return multiply(dz, packed, self.in_features, np.empty(0, self.dtype)).reshape(shape)

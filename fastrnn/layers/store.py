@@ -1,0 +1,166 @@
+"""Where a layer's parameters live: one flat vector of values, one of gradients, and names for their parts.
+
+Layers, optimizers and models share it; only it knows when values have changed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from . import buffers
+
+ALIGN = 64  # bytes: a parameter begins on a cache line of its own
+
+
+class Store:
+    """Named parameters in one flat vector, their gradients in another, and a version that counts changes.
+
+    `values` is read-only: whoever changes it goes through `writing`, so that what was made from the old values (packed
+    weights) is known to be old.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> None:
+        self.dtype = dtype
+        self.shapes = dict(shapes)
+        step = ALIGN // dtype.itemsize
+        self._where: dict[str, slice] = {}
+        size = 0
+        for name, shape in self.shapes.items():
+            n = int(np.prod(shape))
+            self._where[name] = slice(size, size + n)
+            size += -(-n // step) * step
+        self._values, self.grads = buffers.aligned(size, dtype), buffers.aligned(size, dtype)
+        self._values.fill(0)
+        self.grads.fill(0)
+        self.version = 0
+        self._lock = threading.RLock()
+        self._made: dict[Any, tuple[int, Any]] = {}
+        self.values = self._values.view()
+        self.values.flags.writeable = False
+
+    @contextmanager
+    def writing(self) -> Iterator[np.ndarray]:
+        """The values, to be changed within the `with` block."""
+        with self._lock:
+            try:
+                yield self._values
+            finally:
+                self.version += 1
+
+    def value(self, name: str) -> np.ndarray:
+        """A read-only view of parameter `name`."""
+        return self.values[self._where[name]].reshape(self.shapes[name])
+
+    def grad(self, name: str) -> np.ndarray:
+        """A view of its gradient."""
+        return self.grads[self._where[name]].reshape(self.shapes[name])
+
+    def assign(self, new: Mapping[str, Any]) -> None:
+        """Sets the named parameters; all of them, or on an error none."""
+        checked = {name: self._checked(name, array) for name, array in new.items()}
+        with self.writing() as values:
+            for name, array in checked.items():
+                values[self._where[name]] = array.reshape(-1)
+
+    def _checked(self, name: str, array: Any) -> np.ndarray:
+        if name not in self.shapes:
+            raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self.shapes)}")
+        if hasattr(array, "detach"):  # a PyTorch tensor
+            array = array.detach().cpu().numpy()
+        array = np.asarray(array)
+        if array.dtype.kind not in "fiu":
+            raise TypeError(f"{name} has dtype {array.dtype}, expected numbers")
+        if array.shape != self.shapes[name]:
+            raise ValueError(f"{name} has shape {array.shape}, expected {self.shapes[name]}")
+        return array.astype(self.dtype)
+
+    def made(self, what: Any, make: Callable[[], Any]) -> Any:
+        """`make()` from the present values, kept under the name `what` until they change."""
+        entry = self._made.get(what)
+        if entry is not None and entry[0] == self.version:
+            return entry[1]
+        with self._lock:
+            entry = (self.version, make())
+            self._made[what] = entry
+        return entry[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"shapes": self.shapes, "dtype": self.dtype, "values": self._values, "grads": self.grads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["shapes"], state["dtype"])  # type: ignore[misc]
+        self._values[:] = state["values"]
+        self.grads[:] = state["grads"]
+
+
+class Params(MutableMapping[str, np.ndarray]):
+    """The parameters of a layer or model by name. Reading gives read-only views, assigning copies in.
+
+    >>> import fastrnn as fr, numpy as np
+    >>> layer = fr.Linear(3, 2)
+    >>> layer.params["bias"] = np.ones(2)
+    >>> layer.params["bias"]
+    array([1., 1.], dtype=float32)
+    """
+
+    def __init__(self, stores: Mapping[str, Store]) -> None:
+        self._stores = stores  # prefix -> store
+
+    def _find(self, name: str) -> tuple[Store, str]:
+        for prefix, store in self._stores.items():
+            if name.startswith(prefix) and name[len(prefix) :] in store.shapes:
+                return store, name[len(prefix) :]
+        raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self)}")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        store, own = self._find(name)
+        return store.value(own)
+
+    def __setitem__(self, name: str, array: Any) -> None:
+        store, own = self._find(name)
+        store.assign({own: array})
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("parameters cannot be removed from a layer")
+
+    def __iter__(self) -> Iterator[str]:
+        return (prefix + name for prefix, store in self._stores.items() for name in store.shapes)
+
+    def __len__(self) -> int:
+        return sum(len(store.shapes) for store in self._stores.values())
+
+    def load(self, new: Mapping[str, Any]) -> None:
+        """Sets all parameters from a complete mapping; on an error none."""
+        missing, unknown = [n for n in self if n not in new], [n for n in new if n not in self]
+        if missing or unknown:
+            both = (("missing", missing), ("unknown", unknown))
+            said = "; ".join(f"{what}: {', '.join(map(str, names))}" for what, names in both if names)
+            raise ValueError(f"the state dict does not fit this layer; {said}")
+        parts: dict[int, tuple[Store, dict[str, Any]]] = {}
+        for name, array in new.items():
+            store, own = self._find(name)
+            parts.setdefault(id(store), (store, {}))[1][own] = store._checked(own, array)
+        for store, values in parts.values():
+            store.assign(values)
+
+
+class Grads(Mapping[str, np.ndarray]):
+    """The gradients of a layer or model by name: writable views."""
+
+    def __init__(self, params: Params) -> None:
+        self._params = params
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        store, own = self._params._find(name)
+        return store.grad(own)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._params)
+
+    def __len__(self) -> int:
+        return len(self._params)
