@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
@@ -18,6 +19,11 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core import caching, config
+
+# Below this many multiply-adds (about 100 us on one core) a kernel runs in the caller alone and keeps the GIL.
+SMALL = 8_000_000
+
+_for_types = threading.Lock()
 
 FLAGS: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
 
@@ -28,7 +34,7 @@ def device(function: Callable[..., Any]) -> Any:
 
 
 class kernel:  # noqa: N801 - read as a decorator
-    """A compiled entry point. Its first three arguments say who is working: `worker`, `workers`, `tickets`.
+    """A compiled entry point. Those that are launched (see threads.py) begin with `worker`, `workers`, `tickets`.
 
     There are two of it, compiled when first called. `held` keeps the GIL: taking it back can cost 5 ms beside a busy
     Python thread, a thousand times a short kernel's own time. `released` lets others run meanwhile.
@@ -45,6 +51,17 @@ class kernel:  # noqa: N801 - read as a decorator
     @cached_property
     def released(self) -> Any:
         return self._compile(nogil=True)
+
+    def for_types(self, *args: Any) -> Any:
+        """`held`, compiled for arguments like these; it answers others with `TypeError` and compiles for none."""
+        made = self.held
+        with _for_types:
+            made.disable_compile(False)
+            try:
+                made.compile(tuple(numba.typeof(a) for a in args))
+            finally:
+                made.disable_compile()
+        return made
 
     def _compile(self, nogil: bool) -> Any:
         made = numba.njit(nogil=nogil, **FLAGS)(self.py_func)
@@ -137,7 +154,11 @@ def _cache_class(folder: Path) -> type:
         def save_overload(self, sig: Any, data: Any) -> None:
             try:
                 super().save_overload(sig, data)
-            except OSError:  # a full or vanished disk costs the next process its warm start, nothing else
-                self.disable()
+            except Exception:  # a damaged index is begun anew; a full or vanished disk costs the next warm start
+                try:
+                    self.flush()
+                    super().save_overload(sig, data)
+                except Exception:
+                    self.disable()
 
     return Cache

@@ -10,8 +10,8 @@ from .._jit import device, kernel
 from ..simd.sync import finish, take, wait
 from ..simd.target import COLS, ROWS
 from ..simd.tile import tile
-from ..simd.vector import lanes_of
-from .panels import CHUNK, add_in, copy_in, copy_out, pack_rows, pack_transposed, tiles
+from ..simd.vector import lanes_of, stack
+from .panels import CHUNK, WORK, add_in, copy_in, copy_out, pack_rows, pack_transposed, tiles
 
 # Rows summed at a time by `gradient`: a strip of X and one of A are then 64 KiB each in float32, and both in the
 # second-level cache beside the weights' gradient.
@@ -19,9 +19,7 @@ BLOCK = 512
 
 
 @kernel
-def product(
-    worker, workers, tickets, rows, columns, pieces, a, r_stride, seg, seg_stride, n_seg, packed, bias, out, scratch
-):
+def product(worker, workers, tickets, rows, columns, pieces, a, r_stride, seg, seg_stride, n_seg, packed, bias, out):
     """out[r, :] = bias + sum over k of a[r, k] * B[k, :]
 
     a : element (r, k) at r * r_stride + k // seg * seg_stride + k % seg, read; seg * n_seg values of k
@@ -29,11 +27,10 @@ def product(
     bias : (columns,) or empty, read
     out : (rows, columns), written
     pieces : into how many parts the rows are divided for the workers
-    scratch : (workers, CHUNK * 4W), overwritten
     """
     lane = lanes_of(packed)
     vectors = (columns + lane - 1) // lane
-    off = worker * CHUNK * COLS * lane
+    c = stack(packed, WORK)
     item = take(tickets, 0, worker, workers, 0, pieces)
     while item >= 0:
         row1 = rows * (item + 1) // pieces
@@ -46,17 +43,17 @@ def product(
                 for r in range(count):
                     for k in range(cols):
                         column = (first + k) * lane
-                        copy_in(scratch, off + r * stride + k * lane, bias, column, len(bias) - column)
+                        copy_in(c, r * stride + k * lane, bias, column, len(bias) - column)
                 b_at = first * lane * seg * n_seg
                 left = r0 * r_stride
                 tiles(
-                    scratch, off, stride, count, cols, a, left, r_stride, seg, seg_stride, n_seg, packed, b_at, stride
+                    c, 0, stride, count, cols, a, left, r_stride, seg, seg_stride, n_seg, packed, b_at, stride
                 )  # fmt: skip
                 for r in range(count):
                     for k in range(cols):
                         column = (first + k) * lane
                         to = (r0 + r) * columns + column
-                        copy_out(out, to, scratch, off + r * stride + k * lane, columns - column)
+                        copy_out(out, to, c, r * stride + k * lane, columns - column)
         finish(tickets, 0, workers)
         item = take(tickets, 0, worker, workers, 0, pieces)
     wait(tickets, 0, workers, pieces)
@@ -153,21 +150,21 @@ def pack(worker, workers, tickets, rows, columns, transposed, source, packed):
 
 
 @kernel
-def column_sums(worker, workers, tickets, rows, columns, a, out, scratch):
+def column_sums(worker, workers, tickets, rows, columns, a, out):
     """out[j] += sum over n of a[n, j], in ascending n.
 
-    a : (rows, columns), read; out : (columns,), accumulated; scratch : (workers, W), overwritten
+    a : (rows, columns), read; out : (columns,), accumulated
     """
     lane = lanes_of(a)
-    off = worker * lane
+    total = stack(a, 1)
     items = (columns + lane - 1) // lane
     item = take(tickets, 0, worker, workers, 0, items)
     while item >= 0:
         column = item * lane
-        copy_in(scratch, off, out, column, columns - column)
+        copy_in(total, 0, out, column, columns - column)
         for n in range(rows):
-            add_in(scratch, off, a, n * columns + column, columns - column)
-        copy_out(out, column, scratch, off, columns - column)
+            add_in(total, 0, a, n * columns + column, columns - column)
+        copy_out(out, column, total, 0, columns - column)
         finish(tickets, 0, workers)
         item = take(tickets, 0, worker, workers, 0, items)
     wait(tickets, 0, workers, items)

@@ -5,15 +5,16 @@ summed index, contiguous, with zeros where the matrix has ended.
 """
 
 from .._jit import device
-from ..simd.target import ROWS
+from ..simd.target import COLS, ROWS
 from ..simd.tile import tile
 from ..simd.vector import lanes, lanes_of, load, pointwise, store
 
 # Values of the summed index that `tiles` takes at a time: 128 KiB of float32 lines.
 DEPTH = 512
 
-# Rows whose pre-activations are in scratch at a time: 24 KiB.
+# Rows whose pre-activations are in working memory at a time, and the vectors that they take: 24 KiB of the stack.
 CHUNK = 16 * ROWS
+WORK = CHUNK * COLS
 
 
 @pointwise
@@ -34,6 +35,12 @@ def copy_in(to, to_off, source, source_off, count):
 def copy_out(to, to_off, source, source_off, count):
     """The first `count` elements of `to`, written, from one vector of `source`, read."""
     store(to, to_off, load(source, source_off), count)
+
+
+@pointwise
+def copy_rows(to, to_off, source, source_off, count):
+    """The first `count` elements of `to`, written, from those of `source`, read."""
+    store(to, to_off, load(source, source_off, count), count)
 
 
 @pointwise

@@ -14,12 +14,14 @@ What a row's numbers are depends on that row alone: each pre-activation is one c
 before h, ascending.
 """
 
-from .._jit import device, kernel
+import numpy as np
+
+from .._jit import SMALL, device, kernel
 from ..simd.sync import finish, take, wait
 from ..simd.target import COLS
-from ..simd.vector import lanes_of, load, pointwise, store
+from ..simd.vector import lanes_of, load, pointwise, stack, store
 from .activations import drelu, dsigmoid, dtanh, relu, sigmoid, tanh
-from .panels import CHUNK, add_in, add_rows, copy_in, copy_out, pack_transposed, tiles
+from .panels import CHUNK, WORK, add_in, add_rows, copy_in, copy_out, copy_rows, pack_transposed, tiles
 
 INDEXED, DY, BY_ROWS = 1, 2, 4
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # their numbers in the kernels
@@ -71,7 +73,7 @@ def sigmoid_backward(dh, dh_off, h, h_off, dz, dz_off, count):
 
 
 @device
-def forward_item(t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, x, ids, table, w, h, z, z_off):
+def forward_item(t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, ahead, x, ids, table, w, h0, h, z):
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
     first = q * COLS
@@ -83,21 +85,21 @@ def forward_item(t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, x
         n0 = t * batch + r0
         for r in range(rows):
             for k in range(cols):
-                to = z_off + r * line + k * lane
+                to = r * line + k * lane
                 if flags & INDEXED:
                     unit = (first + k) * lane
                     copy_in(z, to, table, ids[n0 + r] * h_size + unit, h_size - unit)
                 else:
                     copy_in(z, to, w, at + k * lane, lane)
         if not flags & INDEXED:
-            tiles(z, z_off, line, rows, cols, x, n0 * i_size, i_size, i_size, 0, 1, w, at + line, line)
+            tiles(z, 0, line, rows, cols, x, n0 * i_size, i_size, i_size, 0, 1, w, at + line, line)
         w_at = at + line * (1 + i_size)
-        tiles(z, z_off, line, rows, cols, h, n0 * h_size, h_size, h_size, 0, 1, w, w_at, line)
+        tiles(z, 0, line, rows, cols, h0, n0 * h_size, h_size, h_size, 0, 1, w, w_at, line)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
-                z_at = z_off + r * line + k * lane
-                h_at = (n0 + batch + r) * h_size + unit
+                z_at = r * line + k * lane
+                h_at = (n0 + ahead + r) * h_size + unit
                 if nonlinearity == 0:
                     tanh_cell(z, z_at, h, h_at, h_size - unit)
                 elif nonlinearity == 1:
@@ -109,7 +111,7 @@ def forward_item(t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, x
 
 
 @device
-def backward_item(t, row0, row1, q, steps, batch, h_size, flags, nonlinearity, dy, wt, h, dz, dh0, dh, dh_off):
+def backward_item(t, row0, row1, q, steps, batch, h_size, flags, nonlinearity, dy, wt, h, dz, dh0, dh):
     lane = lanes_of(wt)
     vectors = (h_size + lane - 1) // lane
     first = q * COLS
@@ -118,23 +120,23 @@ def backward_item(t, row0, row1, q, steps, batch, h_size, flags, nonlinearity, d
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
         n0 = t * batch + r0
-        for r in range(rows):  # dh starts from dy[t]; t = -1 is the initial state
+        for r in range(rows):  # from the step after: the gradient of the final state, or a chain that starts from 0
             for k in range(cols):
                 unit = (first + k) * lane
-                to = dh_off + r * line + k * lane
-                copy_in(dh, to, dy, (n0 + r) * h_size + unit, h_size - unit if t >= 0 and flags & DY else 0)
-                if t == steps - 1:
-                    add_in(dh, to, dh0, (r0 + r) * h_size + unit, h_size - unit)
+                count = h_size - unit if t == steps - 1 else 0
+                copy_in(dh, r * line + k * lane, dh0, (r0 + r) * h_size + unit, count)
         if t < steps - 1:
             left = (n0 + batch) * h_size
-            tiles(dh, dh_off, line, rows, cols, dz, left, h_size, h_size, 0, 1, wt, first * lane * h_size, line)
+            tiles(dh, 0, line, rows, cols, dz, left, h_size, h_size, 0, 1, wt, first * lane * h_size, line)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
                 count = h_size - unit
-                d_at = dh_off + r * line + k * lane
+                d_at = r * line + k * lane
                 z_at = (n0 + r) * h_size + unit
                 h_at = z_at + batch * h_size
+                if t >= 0 and flags & DY:
+                    add_in(dh, d_at, dy, z_at, count)
                 if t < 0:
                     copy_out(dh0, (r0 + r) * h_size + unit, dh, d_at, count)
                 elif nonlinearity == 0:
@@ -155,7 +157,7 @@ def backward_item(t, row0, row1, q, steps, batch, h_size, flags, nonlinearity, d
 @kernel
 def rnn_forward(
     worker, workers, tickets, steps, batch, i_size, h_size, flags, nonlinearity, pieces,
-    x, ids, table, w, h, scratch,
+    x, ids, table, w, h,
 ):  # fmt: skip
     """All steps of one layer.
 
@@ -165,11 +167,10 @@ def rnn_forward(
     ids : (T, B) int64, read, rows of table : (V, H), U x + b for each x, read
     w : packed weights, read
     h : (T + 1, B, H); h[0] read, h[1:] written
-    scratch : (workers, CHUNK * 4W), overwritten
     """
     lane = lanes_of(w)
     panels = ((h_size + lane - 1) // lane + COLS - 1) // COLS
-    off = worker * CHUNK * COLS * lane
+    z = stack(w, WORK)
     rounds, length, span = (1, steps, panels) if flags & BY_ROWS else (steps, 1, 1)
     items = panels // span * pieces
     for start in range(rounds):
@@ -181,7 +182,7 @@ def rnn_forward(
             for t in range(start, start + length):
                 for q in range(first, first + span):
                     forward_item(
-                        t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, x, ids, table, w, h, scratch, off
+                        t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, batch, x, ids, table, w, h, h, z
                     )
             finish(tickets, 0, workers)
             item = take(tickets, 0, worker, workers, start, items)
@@ -191,7 +192,7 @@ def rnn_forward(
 @kernel
 def rnn_backward(
     worker, workers, tickets, steps, batch, h_size, flags, nonlinearity, pieces,
-    dy, ids, wt, h, dz, dh0, dtable, scratch,
+    dy, ids, wt, h, dz, dh0, dtable,
 ):  # fmt: skip
     """All steps of one layer, backwards; then the sums that the rows of a table need.
 
@@ -203,12 +204,11 @@ def rnn_backward(
     dz : (T, B, H), written
     dh0 : (B, H): gradient of the final state read, of the initial state written
     dtable : with INDEXED (V, H), accumulated
-    scratch : (workers, CHUNK * 4W), overwritten
     """
     lane = lanes_of(wt)
     vectors = (h_size + lane - 1) // lane
     panels = (vectors + COLS - 1) // COLS
-    off = worker * CHUNK * COLS * lane
+    dh = stack(wt, WORK)
     rounds, length, span = (1, steps + 1, panels) if flags & BY_ROWS else (steps + 1, 1, 1)
     items = panels // span * pieces
     for start in range(rounds):
@@ -221,7 +221,7 @@ def rnn_backward(
                 for q in range(first, first + span):
                     backward_item(
                         steps - 1 - s, row0, row1, q, steps, batch, h_size, flags, nonlinearity,
-                        dy, wt, h, dz, dh0, scratch, off,
+                        dy, wt, h, dz, dh0, dh,
                     )  # fmt: skip
             finish(tickets, 0, workers)
             item = take(tickets, 0, worker, workers, start, items)
@@ -234,6 +234,28 @@ def rnn_backward(
             finish(tickets, 1, workers)
             k = take(tickets, 1, worker, workers, 0, vectors)
         wait(tickets, 1, workers, vectors)
+
+
+@kernel
+def rnn_step(x, h0, w, nonlinearity, y, h):
+    """One step, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not small.
+
+    x : (1, B, I), h0 : (1, B, H), w : packed weights, read
+    y, h : (1, B, H), written, both the same
+    """
+    batch, i_size, h_size = x.shape[1], x.shape[2], h.shape[2]
+    lane = lanes_of(w)
+    vectors = (h_size + lane - 1) // lane
+    fits = len(x) == 1 and h0.shape == h.shape and h.shape[:2] == (1, batch)
+    if not fits or len(w) != vectors * lane * (1 + i_size + h_size) or batch * len(w) > SMALL:
+        return False
+    z, none = stack(w, WORK), stack(w, 1)
+    ids = np.empty(0, np.int64)
+    for q in range((vectors + COLS - 1) // COLS):
+        forward_item(0, 0, batch, q, batch, i_size, h_size, 0, nonlinearity, 0, x, ids, none, w, h0, h, z)
+    for k in range(0, batch * h_size, lane):
+        copy_rows(y, k, h, k, batch * h_size - k)
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..kernels import lstm as kernels
-from ..kernels.panels import CHUNK
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
 from . import buffers
@@ -68,7 +67,9 @@ class LSTM(Recurrent):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra
         )
         self._flags = (kernels.PEEPHOLE if peephole else 0) | (kernels.BIAS if self.bias else 0)
-        self._panels = -(-self.hidden_size // lanes(self.dtype))
+        self._block = 64 // self.dtype.itemsize
+        self._blocks = -(-self.hidden_size // self._block)
+        self._panels = self._blocks * (self._block // lanes(self.dtype))
 
     def init_forget_bias(self, value: float = 1.0) -> None:
         """Sets the forget gate's bias, so that a new network remembers (Gers et al. 2000; Jozefowicz et al. 2015)."""
@@ -80,6 +81,27 @@ class LSTM(Recurrent):
                 new = self.params[f"{name}_l{layer}"].copy()
                 new[h : 2 * h] = b
                 self.params[f"{name}_l{layer}"] = new
+
+    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
+        if self._quick is not None and lengths is None:
+            # One small step, for streams: compiled code looks at the types and shapes. Whatever it does not take goes
+            # the long way below, to be converted, or refused with a reason.
+            try:
+                if len(x) == 1:
+                    h0, c0 = state
+                    version, packed = self._ready
+                    y, h, c = np.empty((3, *h0.shape), self.dtype)
+                    if version == self.store.version and self._quick(x, h0, c0, packed, self._flags, y, h, c):
+                        return y, (h, c)
+            except (TypeError, ValueError, AttributeError):
+                pass
+        return super().__call__(x, state, lengths)
+
+    __call__.__doc__ = Recurrent.__call__.__doc__
+
+    def _compile_step(self, packed: np.ndarray) -> Any:
+        a = np.empty((1, 1, 1), self.dtype)
+        return kernels.lstm_step.for_types(a, a, a, packed, 0, a, a, a)
 
     def _run(
         self,
@@ -93,7 +115,7 @@ class LSTM(Recurrent):
         training: bool,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """One layer, forward: h (T + 1, B, H) from the initial state on, the final state, what backward reads."""
-        hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty
+        hidden, empty = self.hidden_size, self._empty
         i_size = 0 if x is None else x.shape[2]
         h = buffers.empty((steps + 1, batch, hidden), self.dtype)
         c = buffers.empty((steps + 1 if training else 1, batch, hidden), self.dtype)
@@ -101,21 +123,23 @@ class LSTM(Recurrent):
         flags = self._flags & kernels.PEEPHOLE
         gates = empty
         if training:
-            gates = buffers.empty(self._panels * steps * batch * 4 * w, self.dtype)
+            gates = buffers.empty(self._blocks * steps * batch * 4 * self._block, self.dtype)
             flags |= kernels.TRAINING
         if x is None:
             flags |= kernels.INDEXED
         share = self._share(steps, batch, i_size, self._panels)
         if share.by_rows:
             flags |= kernels.BY_ROWS
+        version = self.store.version
         packed = self.store.made((layer, i_size), lambda: self._pack(layer, i_size))
-        scratch = np.empty(share.workers * CHUNK * 4 * w, self.dtype)
+        if steps == 1 and layer == 0 and x is not None and not training:
+            self._make_ready(version, packed)
         work = 4.0 * steps * batch * hidden * (i_size + hidden)
         launch(
             kernels.lstm_forward, share.workers, 1, work,
             steps, batch, i_size, hidden, flags, share.pieces,
             empty if x is None else x.reshape(-1), ids.reshape(-1), table.reshape(-1), packed,
-            h.reshape(-1), c.reshape(-1), gates, scratch,
+            h.reshape(-1), c.reshape(-1), gates,
         )  # fmt: skip
         return h, (h[-1], c[-1]), (h, c, gates) if training else ()
 
@@ -124,7 +148,7 @@ class LSTM(Recurrent):
     ) -> np.ndarray | None:
         """One layer, backward: dx; `dstate` (dh, dc) goes from the final to the initial state."""
         h, c, gates = kept.run
-        hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty
+        hidden, empty = self.hidden_size, self._empty
         grad = self.store.grad
         flags = self._flags | (kernels.DY if dy is not None else 0)
         dtable = empty
@@ -139,18 +163,17 @@ class LSTM(Recurrent):
         dpeep = grad(f"weight_peep_l{layer}").reshape(-1) if self.peephole else empty
         dh, dc = dstate
         wt = self.store.made((layer, "w"), lambda: self._pack_backward(layer, "weight_hh", self.peephole))
-        scratch = np.empty(share.workers * CHUNK * COLS * w, self.dtype)
         launch(
             kernels.lstm_backward, share.workers, 2, 4.0 * steps * batch * hidden * hidden,
             steps, batch, hidden, flags, share.pieces,
             empty if dy is None else dy.reshape(-1), kept.ids.reshape(-1), wt, c.reshape(-1), gates,
-            dc.reshape(-1), dh.reshape(-1), dtable.reshape(-1), dbias, dpeep, scratch,
+            dc.reshape(-1), dh.reshape(-1), dtable.reshape(-1), dbias, dpeep,
         )  # fmt: skip
         if self.bias:
             grad(f"bias_ih_l{layer}")[:] += dbias
             grad(f"bias_hh_l{layer}")[:] += dbias
         rows = steps * batch
-        panels = Panels(rows, 4, hidden, w)
+        panels = Panels(rows, 4, hidden, self._block)
         add_gradient(grad(f"weight_hh_l{layer}"), h[:-1].reshape(rows, hidden), gates, panels)
         if kept.x is None:
             self._table_backward(dtable, kept.embedding)
@@ -179,9 +202,22 @@ class LSTM(Recurrent):
         columns = source.size // (4 * hidden)
         p = self._flat[f"weight_peep_l{layer}"] if peephole else self._empty
         head = 3 * w * self._panels if peephole else 0
-        packed = buffers.aligned(head + self._panels * 4 * w * (-(-columns // w) * w), self.dtype)
+        vectors = self._panels if name == "weight_hh" else -(-columns // w)
+        packed = buffers.aligned(head + self._blocks * 4 * self._block * vectors * w, self.dtype)
         work = 4.0 * packed.size
-        items = -(-columns // (COLS * w)) * self._panels
+        items = -(-vectors // COLS) * self._blocks
         flags = kernels.PEEPHOLE if peephole else 0
-        launch(kernels.lstm_pack_backward, workers_for(work, items), 1, work, hidden, columns, flags, source, p, packed)
+        launch(
+            kernels.lstm_pack_backward,
+            workers_for(work, items),
+            1,
+            work,
+            hidden,
+            columns,
+            vectors,
+            flags,
+            source,
+            p,
+            packed,
+        )
         return packed

@@ -50,15 +50,13 @@ def multiply(
         rows, r_stride, seg, seg_stride, n_seg = (
             panels.rows, panels.line, panels.line, panels.rows * panels.line, panels.count,
         )  # fmt: skip
-    w = lanes(a.dtype)
     work = float(rows) * columns * seg * n_seg
     pieces = -(-rows // (CHUNK // 2))
     workers = workers_for(work, pieces)
     out = buffers.empty((rows, columns), a.dtype)
-    scratch = np.empty(workers * CHUNK * COLS * w, a.dtype)
     launch(
         matmul.product, workers, 1, work,
-        rows, columns, pieces, a.reshape(-1), r_stride, seg, seg_stride, n_seg, packed, bias, out.reshape(-1), scratch,
+        rows, columns, pieces, a.reshape(-1), r_stride, seg, seg_stride, n_seg, packed, bias, out.reshape(-1),
     )  # fmt: skip
     return out
 
@@ -90,5 +88,4 @@ def add_column_sums(out: np.ndarray, a: np.ndarray) -> None:
     w = lanes(a.dtype)
     work = float(rows) * columns
     workers = workers_for(work, -(-columns // w))
-    scratch = np.empty(workers * w, a.dtype)
-    launch(matmul.column_sums, workers, 1, work, rows, columns, a.reshape(-1), out, scratch)
+    launch(matmul.column_sums, workers, 1, work, rows, columns, a.reshape(-1), out)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.core import config
 
 from ..simd.target import ROWS
 from ..threads import workers_for
@@ -97,6 +98,8 @@ class Recurrent(Layer):
         bound = 1 / math.sqrt(h)
         self.store.assign({name: self.rng.uniform(-bound, bound, shape) for name, shape in shapes.items()})
         self._empty = np.empty(0, self.dtype)
+        self._quick: Any = None  # the compiled step, once a step has been made
+        self._ready: tuple[int, Any] = (-1, None)  # packed weights for it, and the version that they were made from
         self._flat = {name: self._read(name) for name in shapes}
 
     def _read(self, name: str) -> np.ndarray:
@@ -227,6 +230,14 @@ class Recurrent(Layer):
             raise TypeError(f"{name} is {type(state).__name__}, expected a pair (h, c)")
         return tuple(check_array(f"{name}[{k}]", s, self.dtype, "L B H", sizes) for k, s in enumerate(state))
 
+    def _make_ready(self, version: int, packed: np.ndarray) -> None:
+        """Lets later steps take the quick way, as long as the parameters are of this version."""
+        if self.num_layers > 1 or self.batch_first or config.DISABLE_JIT:
+            return
+        self._ready = (version, packed)
+        if self._quick is None:
+            self._quick = self._compile_step(packed)
+
     # -- what cells call ----------------------------------------------------------------------------------
 
     def _share(self, steps: int, batch: int, i_size: int, panels: int) -> Share:
@@ -247,22 +258,23 @@ class Recurrent(Layer):
 
     def _table(self, ids: np.ndarray, embedding: Any) -> np.ndarray:
         """(V, G H): U x + b for every input x that an index can stand for."""
-        held = self.store.made("table", dict)
-        key = None if embedding is None else (id(embedding), embedding.store.version)
-        if held.get("key", "") != key:
-            u = self._flat["weight_ih_l0"]
-            if embedding is None:
-                table = np.ascontiguousarray(u.reshape(-1, self.input_size).T)
-                if self.bias:
-                    table += self._bias()
-            else:
-                rows = self.gates * self.hidden_size
-                packed = pack(self.input_size, rows, u, transposed=True)
-                bias = self._bias() if self.bias else self._empty
-                weight = embedding.flat.reshape(-1, embedding.dim)
-                table = multiply(weight, packed, rows, bias)
-            held.update(key=key, table=table)
-        return held["table"]
+        held = self.store.made("table", list)
+        source = (None, 0) if embedding is None else (embedding.store, embedding.store.version)
+        for of, table in held:
+            if of[0] is source[0] and of[1] == source[1]:
+                return table
+        u = self._flat["weight_ih_l0"]
+        if embedding is None:
+            table = np.ascontiguousarray(u.reshape(-1, self.input_size).T)
+            if self.bias:
+                table += self._bias()
+        else:
+            rows = self.gates * self.hidden_size
+            packed = pack(self.input_size, rows, u, transposed=True)
+            bias = self._bias() if self.bias else self._empty
+            table = multiply(embedding.flat.reshape(-1, embedding.dim), packed, rows, bias)
+        held[:] = [(source, table)]
+        return table
 
     def _bias(self) -> np.ndarray:
         return self._flat["bias_ih_l0"] + self._flat["bias_hh_l0"]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..kernels import rnn as kernels
-from ..kernels.panels import CHUNK
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
 from . import buffers
@@ -59,6 +58,24 @@ class RNN(Recurrent):
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
         self._panels = -(-self.hidden_size // (COLS * lanes(self.dtype)))
 
+    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
+        if self._quick is not None and lengths is None:
+            try:  # see LSTM.__call__
+                if len(x) == 1:
+                    version, packed = self._ready
+                    y, h = np.empty((2, *state.shape), self.dtype)
+                    if version == self.store.version and self._quick(x, state, packed, self._number, y, h):
+                        return y, h
+            except (TypeError, ValueError, AttributeError):
+                pass
+        return super().__call__(x, state, lengths)
+
+    __call__.__doc__ = Recurrent.__call__.__doc__
+
+    def _compile_step(self, packed: np.ndarray) -> Any:
+        a = np.empty((1, 1, 1), self.dtype)
+        return kernels.rnn_step.for_types(a, a, packed, 0, a, a)
+
     def _run(
         self,
         layer: int,
@@ -71,18 +88,20 @@ class RNN(Recurrent):
         training: bool,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """One layer, forward: h (T + 1, B, H) from the initial state on, the final state, what backward reads."""
-        hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty
+        hidden, empty = self.hidden_size, self._empty
         i_size = 0 if x is None else x.shape[2]
         h = buffers.empty((steps + 1, batch, hidden), self.dtype)
         h[0] = start[0] if start else 0
         share = self._share(steps, batch, i_size, self._panels)
         flags = (kernels.INDEXED if x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
+        version = self.store.version
         packed = self.store.made((layer, i_size), lambda: self._pack(layer, i_size))
-        scratch = np.empty(share.workers * CHUNK * COLS * w, self.dtype)
+        if steps == 1 and layer == 0 and x is not None and not training:
+            self._make_ready(version, packed)
         launch(
             kernels.rnn_forward, share.workers, 1, float(steps) * batch * hidden * (i_size + hidden),
             steps, batch, i_size, hidden, flags, self._number, share.pieces,
-            empty if x is None else x.reshape(-1), ids.reshape(-1), table.reshape(-1), packed, h.reshape(-1), scratch,
+            empty if x is None else x.reshape(-1), ids.reshape(-1), table.reshape(-1), packed, h.reshape(-1),
         )  # fmt: skip
         return h, (h[-1],), (h,)
 
@@ -91,7 +110,7 @@ class RNN(Recurrent):
     ) -> np.ndarray | None:
         """One layer, backward: dx; `dstate` (dh,) goes from the final to the initial state."""
         (h,) = kept.run
-        hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty
+        hidden, empty = self.hidden_size, self._empty
         grad = self.store.grad
         share = self._share(steps, batch, 0, self._panels)
         flags = (kernels.DY if dy is not None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
@@ -102,12 +121,11 @@ class RNN(Recurrent):
             dtable = np.zeros((vocab, hidden), self.dtype)
         dz = buffers.empty((steps * batch, hidden), self.dtype)
         wt = self.store.made((layer, "w"), lambda: pack(hidden, hidden, self._flat[f"weight_hh_l{layer}"], False))
-        scratch = np.empty(share.workers * CHUNK * COLS * w, self.dtype)
         launch(
             kernels.rnn_backward, share.workers, 2, float(steps) * batch * hidden * hidden,
             steps, batch, hidden, flags, self._number, share.pieces,
             empty if dy is None else dy.reshape(-1), kept.ids.reshape(-1), wt, h.reshape(-1), dz.reshape(-1),
-            dstate[0].reshape(-1), dtable.reshape(-1), scratch,
+            dstate[0].reshape(-1), dtable.reshape(-1),
         )  # fmt: skip
         if self.bias:
             dbias = np.zeros(hidden, self.dtype)

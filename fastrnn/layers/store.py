@@ -5,7 +5,9 @@ Layers, optimizers and models share it; only it knows when values have changed.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -40,8 +42,9 @@ class Store:
         self.version = 0
         self._lock = threading.RLock()
         self._made: dict[Any, tuple[int, Any]] = {}
-        self.values = self._values.view()
-        self.values.flags.writeable = False
+        # Of a read-only buffer, so that nobody can make the view writable either.
+        self.values = np.frombuffer(memoryview(self._values).toreadonly(), dtype)
+        _stores.add(self)
 
     @contextmanager
     def writing(self) -> Iterator[np.ndarray]:
@@ -96,6 +99,19 @@ class Store:
         self.__init__(state["shapes"], state["dtype"])  # type: ignore[misc]
         self._values[:] = state["values"]
         self.grads[:] = state["grads"]
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A lock that another thread held at the fork would be held in the child for ever."""
+    for store in list(_stores):
+        store._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Params(MutableMapping[str, np.ndarray]):

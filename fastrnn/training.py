@@ -1,0 +1,432 @@
+"""Truncated backpropagation through time: the step, the loop around it, and how it stops and goes on.
+
+The text is read as `B` contiguous rows in chunks of `T` steps (`text.Streams`); the state at the end of one
+chunk is the state at the beginning of the next, the gradient stops between them. `Trainer` is everything that
+the loop remembers: saved and restored, it goes on as if it had never stopped, bit for bit. `run` is the loop,
+with the clock, the signals and the screen around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .losses import cross_entropy
+from .optim import SGD, Adagrad, Adam, RMSProp, clip_grad_norm
+from .text import Streams
+
+__all__ = ["Console", "Epoch", "Interrupted", "Trainer", "mean_loss", "run"]
+
+OPTIMIZERS = {"adam": Adam, "rmsprop": RMSProp, "adagrad": Adagrad, "sgd": SGD}
+
+
+class Epoch(NamedTuple):
+    """What one pass over the training text came to; losses in nats per character."""
+
+    epoch: int
+    steps: int  # since the beginning of training
+    lr: float
+    loss: float  # mean over the pass, while the weights were changing
+    validation: float | None
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training stopped by a signal, between two steps. `signum` is the signal's number."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+def mean_loss(model: Any, streams: Streams, stop: Callable[[], bool] = lambda: False) -> float | None:
+    """Nats per character over `streams`, the state carried along; None if `stop()` ends it early."""
+    total, state = 0.0, None
+    for x, target in streams:
+        logits, state = model(x, state)
+        total += cross_entropy(logits, target, gradient=False)[0] * target.size
+        if stop():
+            return None
+    return total / streams.characters
+
+
+class Trainer:
+    """The model and all that training it needs, at one point in the text.
+
+    `ids` and `validation_ids` are indices (N,); the other arguments are `CharLM.fit`'s.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ids: np.ndarray,
+        validation_ids: np.ndarray | None = None,
+        *,
+        batch_size: int = 50,
+        seq_length: int = 50,
+        lr: float = 0.002,
+        lr_halve_every: int | None = 5,
+        clip: float | None = 5.0,
+        optimizer: str = "adam",
+        seed: int = 0,
+    ):
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {optimizer!r}, expected one of {', '.join(OPTIMIZERS)}")
+        for name, number in (("batch_size", batch_size), ("seq_length", seq_length), ("lr", lr)):
+            if not 0 < number < math.inf:
+                raise ValueError(f"{name} is {number}, expected a number above 0")
+        self.settings: dict[str, Any] = {
+            "batch_size": batch_size,
+            "seq_length": seq_length,
+            "lr": lr,
+            "lr_halve_every": lr_halve_every,
+            "clip": clip,
+            "optimizer": optimizer,
+        }
+        self.model = model
+        self.optimizer = OPTIMIZERS[optimizer](model, lr=lr)
+        self.streams = Streams(ids, batch_size, seq_length)
+        self.validation = None if validation_ids is None else Streams(validation_ids, batch_size, seq_length)
+        self.rng = np.random.default_rng(seed)  # for the samples that are shown
+
+        self.epoch = 0  # passes finished
+        self.chunk = 0  # chunks of this pass finished
+        self.steps = 0  # since the beginning
+        self.state: Any = None  # of the model, before the next chunk; None: zeros
+        self.loss_sum = 0.0  # over the characters of this pass
+        self.smooth_loss: float | None = None
+        self.history: list[Epoch] = []
+        self.best: float | None = None  # the lowest validation loss
+        self.best_params: dict[str, np.ndarray] | None = None  # that had it
+        self._digests = [
+            None if part is None else hashlib.sha256(part.tobytes()).hexdigest() for part in (ids, validation_ids)
+        ]
+
+    def learning_rate(self) -> float:
+        every = self.settings["lr_halve_every"]
+        return self.settings["lr"] * 0.5 ** (self.epoch // every if every else 0)
+
+    def step(self) -> int:
+        """One chunk forward and back, and one step of the optimizer. Returns the number of characters."""
+        x, target = self.streams.chunk(self.chunk)
+        logits, self.state, tape = self.model.forward(x, self.state)
+        loss, dlogits = cross_entropy(logits, target)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {self.steps + 1}: training has diverged; lower the learning rate"
+            )
+        self.model.zero_grad()
+        self.model.backward(tape, dlogits)
+        if self.settings["clip"]:
+            clip_grad_norm(self.model, self.settings["clip"])
+        self.optimizer.lr = self.learning_rate()
+        self.optimizer.step()
+        self.chunk += 1
+        self.steps += 1
+        self.loss_sum += loss * target.size
+        self.smooth_loss = loss if self.smooth_loss is None else 0.99 * self.smooth_loss + 0.01 * loss
+        return target.size
+
+    def pass_is_over(self) -> bool:
+        return self.chunk == len(self.streams)
+
+    def end_pass(self, stop: Callable[[], bool] = lambda: False) -> Epoch | None:
+        """Validates and turns to the next pass. If `stop()` ends it early: None, and nothing has changed."""
+        validation = self.validate(stop)
+        if validation is None and self.validation is not None:
+            return None
+        lr, loss = self.learning_rate(), self.loss_sum / self.streams.characters
+        self.epoch += 1
+        self.chunk, self.state, self.loss_sum = 0, None, 0.0
+        self.history.append(Epoch(self.epoch, self.steps, lr, loss, validation))
+        return self.history[-1]
+
+    def validate(self, stop: Callable[[], bool] = lambda: False) -> float | None:
+        """The validation loss, the weights kept if it is the lowest so far (without validation: always)."""
+        if self.validation is None:
+            self.best_params = self.model.state_dict()
+            return None
+        loss = mean_loss(self.model, self.validation, stop)
+        if loss is not None and loss < (math.inf if self.best is None else self.best):
+            self.best, self.best_params = loss, self.model.state_dict()
+        return loss
+
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """All of it but the model's weights: what JSON can hold, and arrays."""
+        optimizer = self.optimizer.state_dict()
+        arrays = {f"optimizer/{name}": value for name, value in optimizer.items() if isinstance(value, np.ndarray)}
+        arrays |= {f"state/{n}": array for n, array in enumerate(_leaves(self.state))}
+        arrays |= {f"best/{name}": array for name, array in (self.best_params or {}).items()}
+        header = {
+            "settings": self.settings,
+            "text": self._digests,
+            "epoch": self.epoch,
+            "chunk": self.chunk,
+            "steps": self.steps,
+            "loss_sum": self.loss_sum,
+            "smooth_loss": self.smooth_loss,
+            "history": self.history,
+            "best": self.best,
+            "state": _shape_of(self.state),
+            "optimizer": {name: value for name, value in optimizer.items() if not isinstance(value, np.ndarray)},
+            "rng": self.rng.bit_generator.state,
+            "layer_rngs": [rng.bit_generator.state for rng in self.model.generators()],
+        }
+        return header, arrays
+
+    def load_state_dict(self, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Goes to the point that `state_dict` saved. The model's weights are the caller's to restore.
+
+        `ValueError` if the text or the way it is cut into chunks is not the one of then.
+        """
+        for name in ("batch_size", "seq_length", "optimizer"):
+            if header["settings"][name] != self.settings[name]:
+                raise ValueError(
+                    f"{name} is {self.settings[name]!r}, expected {header['settings'][name]!r}: "
+                    "the training to be resumed has that"
+                )
+        if header["text"] != self._digests:
+            raise ValueError("the text, or how it is split, is not the one of the training to be resumed")
+
+        def part(prefix: str) -> dict[str, np.ndarray]:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+        self.optimizer.load_state_dict({**header["optimizer"], **part("optimizer/")})
+        leaves = part("state/")
+        self.state = _from_leaves(header["state"], iter([leaves[str(n)] for n in range(len(leaves))]))
+        self.epoch, self.chunk, self.steps = header["epoch"], header["chunk"], header["steps"]
+        self.loss_sum, self.smooth_loss = header["loss_sum"], header["smooth_loss"]
+        self.history = [Epoch(*epoch) for epoch in header["history"]]
+        self.best, self.best_params = header["best"], part("best/") or None
+        self.rng.bit_generator.state = header["rng"]
+        for rng, state in zip(self.model.generators(), header["layer_rngs"], strict=True):
+            rng.bit_generator.state = state
+
+
+def _leaves(state: Any) -> list[np.ndarray]:
+    """The arrays of a state, which is an array, None, or a tuple of states."""
+    if state is None:
+        return []
+    return [state] if isinstance(state, np.ndarray) else [leaf for part in state for leaf in _leaves(part)]
+
+
+def _shape_of(state: Any) -> Any:
+    """The nesting of a state, for JSON: lists, with 1 in the place of an array."""
+    if state is None:
+        return None
+    return 1 if isinstance(state, np.ndarray) else [_shape_of(part) for part in state]
+
+
+def _from_leaves(shape: Any, leaves: Iterator[np.ndarray]) -> Any:
+    if shape is None:
+        return None
+    return next(leaves) if shape == 1 else tuple(_from_leaves(part, leaves) for part in shape)
+
+
+def run(
+    trainer: Trainer,
+    *,
+    epochs: int,
+    time_limit: float | None = None,
+    console: Console | None = None,
+    sample: Callable[[], str] | None = None,
+    sample_every: int | None = None,
+    save: Callable[[bool], None] = lambda latest: None,
+    save_every: float = 30.0,
+) -> None:
+    """Trains until `epochs` passes are done or `time_limit` seconds are over; then scores and saves.
+
+    `sample()` gives the text to show after steps 100, 200, 500, 1000, ..., or after every `sample_every`
+    steps (0: never). `save(latest)` keeps the best weights so far and, if `latest`, the trainer; it is called
+    every `save_every` seconds, and at the end. A SIGINT or SIGTERM lets the step finish, saves, and raises
+    `Interrupted`.
+    """
+    console = console or Console(silent=True)
+    clock = time.perf_counter
+    started = saved = clock()
+    deadline = math.inf if time_limit is None else started + time_limit
+    pace = _Pace()
+    console.passing("starting; the first time, kernels are compiled, which takes some seconds")
+    with noted_signals(console) as noted:
+
+        def stop() -> bool:
+            return bool(noted)
+
+        while trainer.epoch < epochs:
+            if not trainer.pass_is_over():
+                before = clock()
+                try:
+                    characters = trainer.step()
+                except FloatingPointError:
+                    save(False)  # the best so far; the latest is of no use to anyone
+                    raise
+                now = clock()
+                pace.add(characters, now - before)
+                if sample is not None and sample_is_due(trainer.steps, sample_every):
+                    title = f"step {trainer.steps:,}, loss {trainer.smooth_loss:.3f}"
+                    console.say(f"----- {title} -----\n{sample()}\n-----")
+                if console.is_due(now):
+                    console.progress(_progress(trainer, epochs, pace, deadline - now))
+            elif epoch := trainer.end_pass(stop):
+                console.say(_summary(epoch, epochs, trainer, pace))
+            if stop():
+                break
+            now = clock()
+            if now >= deadline:
+                break
+            if now - saved >= save_every:
+                save(True)
+                saved = now
+        within_a_pass = trainer.chunk > 0 or trainer.best_params is None
+        if within_a_pass and not stop():
+            loss = trainer.validate(stop)
+            where = f"time is up in epoch {trainer.epoch + 1}/{epochs}  step {trainer.steps:,}"
+            console.say(where + ("" if loss is None else f"  validation {loss:.4f}{_mark(trainer, loss)}"))
+        save(True)
+        console.say(f"{trainer.steps:,} steps; {_duration(clock() - started)}, {pace} while training")
+        if stop():
+            raise Interrupted(noted[0], f"stopped after step {trainer.steps:,}, epoch {trainer.epoch + 1}")
+
+
+def sample_is_due(steps: int, every: int | None) -> bool:
+    """Whether to show a sample after so many steps.
+
+    >>> [steps for steps in range(3000) if sample_is_due(steps, None)]
+    [100, 200, 500, 1000, 2000]
+    >>> [steps for steps in range(100) if sample_is_due(steps, 30)]
+    [30, 60, 90]
+    """
+    if every is not None:
+        return every > 0 and steps > 0 and steps % every == 0
+    return steps >= 100 and f"{steps}".rstrip("0") in ("1", "2", "5")
+
+
+class _Pace:
+    """Characters a second, the first step left out: kernels are compiled or loaded in it."""
+
+    def __init__(self) -> None:
+        self.characters, self.seconds, self._first = 0, 0.0, True
+
+    def add(self, characters: int, seconds: float) -> None:
+        if not self._first:
+            self.characters += characters
+            self.seconds += seconds
+        self._first = False
+
+    def rate(self) -> float:
+        return self.characters / self.seconds if self.seconds else math.nan
+
+    def __str__(self) -> str:
+        return f"{self.rate():,.0f} characters/s" if self.seconds else "starting"
+
+
+def _progress(trainer: Trainer, epochs: int, pace: _Pace, seconds: float) -> str:
+    done = trainer.chunk / len(trainer.streams)
+    characters = (epochs - trainer.epoch - done) * trainer.streams.characters
+    left = min(seconds, characters / pace.rate()) if pace.seconds else seconds
+    return (
+        f"epoch {min(trainer.epoch + 1, epochs)}/{epochs} {100 * done:3.0f} %  step {trainer.steps:,}  "
+        f"loss {trainer.smooth_loss:.3f}  {pace}" + (f"  {_duration(left)} left" if left < math.inf else "")
+    )
+
+
+def _summary(epoch: Epoch, epochs: int, trainer: Trainer, pace: _Pace) -> str:
+    validation = "" if epoch.validation is None else f"  validation {epoch.validation:.4f}"
+    mark = "" if epoch.validation is None else _mark(trainer, epoch.validation)
+    return (
+        f"epoch {epoch.epoch}/{epochs}  step {epoch.steps:,}  lr {epoch.lr:.3g}  loss {epoch.loss:.4f}"
+        f"{validation}  {pace}{mark}"
+    )
+
+
+def _mark(trainer: Trainer, loss: float) -> str:
+    return "  best so far" if loss == trainer.best else ""
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Console:
+    """What training shows: its story on standard output, and how far it is on standard error.
+
+    The progress line is rewritten in place on a terminal; elsewhere a new line is written now and then.
+    """
+
+    def __init__(self, silent: bool = False):
+        self.silent = silent
+        self._terminal = not silent and sys.stderr.isatty()
+        self._interval = 0.2 if self._terminal else 10.0
+        self._due = math.inf if silent else time.perf_counter() + self._interval
+        self._shown = 0  # width of the progress line on the screen
+
+    def is_due(self, now: float) -> bool:
+        return now >= self._due
+
+    def progress(self, text: str) -> None:
+        self._due = time.perf_counter() + self._interval
+        if self._terminal:
+            text = text[: shutil.get_terminal_size().columns - 1]
+            sys.stderr.write("\r" + text.ljust(self._shown))
+            self._shown = len(text)
+        else:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def passing(self, text: str) -> None:
+        """Shown on a terminal until the next line comes, and nowhere else."""
+        if self._terminal:
+            self.progress(text)
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r" + " " * self._shown + "\r")
+            sys.stderr.flush()
+            self._shown = 0
+
+    def say(self, text: str) -> None:
+        if not self.silent:
+            self.clear()
+            print(text, flush=True)
+
+
+@contextlib.contextmanager
+def noted_signals(console: Console) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM are put into the list instead of ending the program at once; a second one does end
+    it.
+
+    A handler that somebody else has installed stays, and outside the main thread, where signals don't arrive,
+    nothing is done.
+    """
+    noted: list[int] = []
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+    def note(signum: int, frame: Any) -> None:
+        noted.append(signum)
+        signal.signal(signum, usual[signum])
+        if not console.silent:  # by os.write: the signal may have come in the middle of a print
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nfinishing the step, then saving; once more to stop at once\n")
+
+    mine = []
+    if threading.current_thread() is threading.main_thread():
+        mine = [signum for signum, handler in usual.items() if signal.getsignal(signum) is handler]
+    for signum in mine:
+        signal.signal(signum, note)
+    try:
+        yield noted
+    finally:
+        for signum in mine:
+            signal.signal(signum, usual[signum])
