@@ -1,0 +1,29 @@
+"""Hypothesis profiles, and the settings that a test may change and must put back."""
+
+import numba
+import pytest
+from helpers import JIT
+from hypothesis import HealthCheck, settings
+
+# The first example of a test compiles, so no example has a deadline. The same examples in every run: a
+# failure that somebody reports can be seen by everybody. `--hypothesis-profile explore` looks for new ones.
+common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("jit", max_examples=30, derandomize=True, **common)
+settings.register_profile("nojit", max_examples=6, derandomize=True, **common)
+settings.register_profile("explore", max_examples=500, print_blob=True, **common)
+settings.load_profile("jit" if JIT else "nojit")
+
+
+def pytest_report_header(config):
+    cpu = numba.config.CPU_NAME or "the host's CPU"
+    return f"numba {numba.__version__}, " + (f"compiling for {cpu}" if JIT else "JIT disabled")
+
+
+@pytest.fixture
+def set_num_threads():
+    """`fr.set_num_threads`, undone afterwards."""
+    import fastrnn as fr
+
+    before = fr.get_num_threads()
+    yield fr.set_num_threads
+    fr.set_num_threads(before)

@@ -1,0 +1,297 @@
+"""What several test files share: problems to solve, how to compare, how to run another Python."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import reference
+
+ROOT = Path(__file__).parent.parent
+JIT = not numba.config.DISABLE_JIT
+
+# name -> the class and the keyword that make it
+CELLS = {
+    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+    "rnn_sigmoid": ("RNN", {"nonlinearity": "sigmoid"}),
+    "rnn_identity": ("RNN", {"nonlinearity": "identity"}),
+    "lstm": ("LSTM", {}),
+    "lstm_peephole": ("LSTM", {"peephole": "diagonal"}),
+}
+
+
+def large(cell):
+    """Sizes worth more than one core: more units for the vanilla RNN, which has a quarter of the LSTM's work.
+    Without JIT, where one core does it all and slowly, sizes with a few tails.
+    """
+    if not JIT:
+        return {"T": 3, "B": 4, "I": 7, "H": 18}
+    if CELLS[cell][0] == "LSTM":
+        return {"T": 20, "B": 13, "I": 37, "H": 100}
+    return {"T": 20, "B": 13, "I": 67, "H": 190}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One recurrent layer and all that goes in, made from sizes, options and a seed alone.
+
+    The methods without `layer` are the reference's view, always float64 and time-major; `forward` and
+    `backward` are fastrnn's. Both speak of the same dicts: outputs `y h c`, gradients `dx dh0 dc0 d...`.
+    """
+
+    cell: str = "lstm_peephole"
+    T: int = 5
+    B: int = 3
+    I: int = 7  # noqa: E741 - the glossary's letter
+    H: int = 11
+    L: int = 1
+    bias: bool = True
+    batch_first: bool = False
+    indices: bool = False  # x is (T, B) integers: rows of the one-hot matrix
+    has_state: bool = True
+    has_dy: bool = True
+    has_dstate: bool = True
+    dtype: str = "float64"
+    seed: int = 0
+
+    def __post_init__(self):
+        assert self.has_dy or self.has_dstate, "no gradient comes in"
+
+    @property
+    def kind(self):
+        return CELLS[self.cell][0]
+
+    @property
+    def states(self):
+        return ("h", "c") if self.kind == "LSTM" else ("h",)
+
+    # --- what goes in ---------------------------------------------------------------------------------------
+
+    def rng(self, name):
+        """Each array has a generator of its own: its values do not depend on which was asked for first."""
+        return np.random.default_rng([self.seed, *name.encode()])
+
+    def random(self, name, *shape, scale=0.5):
+        """Normal numbers, rounded to the layer's type, so that both sides start from the same ones."""
+        return (scale * self.rng(name).standard_normal(shape)).astype(self.dtype).astype("float64")
+
+    @cached_property
+    def params(self):
+        rows = 4 * self.H if self.kind == "LSTM" else self.H
+        shapes = {}
+        for layer in range(self.L):
+            shapes[f"weight_ih_l{layer}"] = (rows, self.I if layer == 0 else self.H)
+            shapes[f"weight_hh_l{layer}"] = (rows, self.H)
+            if self.bias:
+                shapes |= {f"bias_ih_l{layer}": (rows,), f"bias_hh_l{layer}": (rows,)}
+            if self.cell == "lstm_peephole":
+                shapes[f"weight_peep_l{layer}"] = (3, self.H)
+        # Pre-activations stay of order 1: the gradients of saturated gates would be made of rounding errors.
+        scales = {
+            name: shape[1] ** -0.5 if name.startswith(("weight_ih", "weight_hh")) else 0.5
+            for name, shape in shapes.items()
+        }
+        return {name: self.random(name, *shape, scale=scales[name]) for name, shape in shapes.items()}
+
+    @cached_property
+    def ids(self):
+        return self.rng("ids").integers(0, self.I, (self.T, self.B)) if self.indices else None
+
+    @cached_property
+    def inputs(self):
+        """Every array that has a gradient, under its name."""
+        arrays = {} if self.indices else {"x": self.random("x", self.T, self.B, self.I, scale=1.0)}
+        if self.has_state:
+            arrays |= {f"{name}0": self.random(f"{name}0", self.L, self.B, self.H) for name in self.states}
+        return arrays | self.params
+
+    @cached_property
+    def doutputs(self):
+        """Random gradients of y and of the final state; zeros for what the problem has none of."""
+        shapes = {"y": (self.T, self.B, self.H)} | {name: (self.L, self.B, self.H) for name in self.states}
+        given = {name: self.has_dy if name == "y" else self.has_dstate for name in shapes}
+        return {name: given[name] * self.random(f"d{name}", *shape, scale=1.0) for name, shape in shapes.items()}
+
+    # --- what must come out ---------------------------------------------------------------------------------
+
+    def outputs(self, arrays=None):
+        """The reference's outputs for these arrays (by default the problem's own)."""
+        arrays = self.inputs if arrays is None else arrays
+        x = arrays["x"] if "x" in arrays else reference.one_hot(self.ids, self.I)
+        params = {name: array for name, array in arrays.items() if name not in ("x", "h0", "c0")}
+        state = [arrays.get(f"{name}0") for name in self.states]
+        if self.kind == "LSTM":
+            y, h, c = reference.lstm(params, x, *state)
+            return {"y": y, "h": h, "c": c}
+        y, h = reference.rnn(params, x, *state, **CELLS[self.cell][1])
+        return {"y": y, "h": h}
+
+    def loss(self, arrays):
+        """The number whose gradient by y, h, c is `doutputs`."""
+        out = self.outputs(arrays)
+        return sum((dout * out[name]).sum(axis=(-3, -2, -1)) for name, dout in self.doutputs.items())
+
+    @cached_property
+    def gradients(self):
+        """Every gradient, by complex step."""
+        by_name = reference.complex_step(self.loss, self.inputs)
+        return {f"d{name}": gradient for name, gradient in by_name.items()}
+
+    # --- what comes out -------------------------------------------------------------------------------------
+
+    def layer(self):
+        """The fastrnn layer with the problem's parameters."""
+        import fastrnn as fr
+
+        layer = getattr(fr, self.kind)(
+            self.I,
+            self.H,
+            num_layers=self.L,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dtype=self.dtype,
+            **CELLS[self.cell][1],
+        )
+        assert set(layer.params) == set(self.params)
+        for name, array in self.params.items():
+            layer.params[name] = array.astype(self.dtype)
+        return layer
+
+    def turned(self, a):
+        """(T, B, ...) as the layer wants it, or back."""
+        return np.ascontiguousarray(np.swapaxes(a, 0, 1)) if self.batch_first else a
+
+    @property
+    def x(self):
+        return self.turned(self.ids if self.indices else self.inputs["x"].astype(self.dtype))
+
+    @property
+    def state(self):
+        return self.pack({n: self.inputs[f"{n}0"].astype(self.dtype) for n in self.states}) if self.has_state else None
+
+    @property
+    def dy(self):
+        return self.turned(self.doutputs["y"].astype(self.dtype)) if self.has_dy else None
+
+    @property
+    def dstate(self):
+        return self.pack({n: self.doutputs[n].astype(self.dtype) for n in self.states}) if self.has_dstate else None
+
+    def pack(self, by_name):
+        """{"h": h, "c": c} as the layer takes a state: (h, c) or h."""
+        return tuple(by_name[name] for name in self.states) if self.kind == "LSTM" else by_name["h"]
+
+    def unpack(self, state):
+        return dict(zip(self.states, state if self.kind == "LSTM" else (state,), strict=True))
+
+    def infer(self, layer):
+        """The outputs of inference."""
+        y, state = layer(self.x, self.state)
+        return {"y": self.turned(y)} | self.unpack(state)
+
+    def forward(self, layer):
+        """The outputs of a training pass, and its tape."""
+        y, state, tape = layer.forward(self.x, self.state)
+        return {"y": self.turned(y)} | self.unpack(state), tape
+
+    def backward(self, layer, tape):
+        """What a backward returns and what it adds to the layer's gradients, copied."""
+        before = {name: gradient.copy() for name, gradient in layer.grads.items()}
+        dx, dstate = layer.backward(tape, self.dy, self.dstate)
+        gradients = {f"d{name}": grad - before[name] for name, grad in layer.grads.items()}
+        if self.indices:
+            assert dx is None
+        else:
+            gradients["dx"] = self.turned(dx)
+        if self.has_state:
+            gradients |= {f"d{name}0": d for name, d in self.unpack(dstate).items()}
+        return gradients
+
+    def solve(self):
+        """Outputs and gradients of a fresh layer's training pass."""
+        layer = self.layer()
+        outputs, tape = self.forward(layer)
+        return outputs, self.backward(layer, tape)
+
+    def but(self, **changes):
+        """The same problem with other options."""
+        return replace(self, **changes)
+
+
+# --- comparing ----------------------------------------------------------------------------------------------
+
+
+def assert_close(actual, expected, tolerance):
+    """Dicts with the same names; arrays equal within `tolerance` of the largest value expected in each."""
+    assert set(actual) == set(expected)
+    for name, want in expected.items():
+        got = np.asarray(actual[name])
+        assert got.shape == want.shape, f"{name} has shape {got.shape}, expected {want.shape}"
+        largest, error = np.abs(want).max(), np.abs(got - want).max()
+        assert error <= tolerance * largest, f"{name} is off by {error:.2e}, its largest value is {largest:.2e}"
+
+
+def assert_same_bits(actual, expected):
+    """Dicts with the same names; every array equal bit for bit."""
+    assert set(actual) == set(expected)
+    for name, want in expected.items():
+        got = np.asarray(actual[name])
+        assert (got.dtype, got.shape) == (want.dtype, want.shape), name
+        if got.tobytes() != want.tobytes():
+            differ = np.argwhere((got != want) & ~(np.isnan(got) & np.isnan(want)))
+            raise AssertionError(f"{name}: {len(differ)} of {got.size} elements differ, first at {differ[:3].tolist()}")
+
+
+def bits_of(arrays):
+    """All the bits of a dict of arrays, to compare an object before and after."""
+    return {name: np.asarray(array).tobytes() for name, array in arrays.items()}
+
+
+# --- other libraries, other processes -----------------------------------------------------------------------
+
+
+def import_or_skip(name):
+    """A peer to compare with, or a skip of the whole file that says what to install. What the peer warns of
+    while it is imported is its own affair.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            reason = f'no comparison with {name}: {error} (pip install "fastrnn[peers]")'
+            return pytest.skip(reason, allow_module_level=True)
+
+
+def run_python(code, *, timeout=120, **environment):
+    """Runs `code` in a fresh Python that can import fastrnn and the tests; returns what it printed.
+
+    A variable set to None is removed from the environment. A hang or an abort is a failure.
+    """
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), **environment}
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={name: value for name, value in variables.items() if value is not None},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, complaints = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its forks too: a child that hangs would outlive it
+        printed, complaints = process.communicate()
+        raise AssertionError(f"no end after {timeout} s\n{printed}\n{complaints}") from None
+    assert process.returncode == 0, f"exit code {process.returncode}\n{printed}\n{complaints}"
+    return printed

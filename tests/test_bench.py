@@ -1,0 +1,231 @@
+"""The benchmark is right before it is fast: its reference is the tests' one, a wrong result is refused and
+not timed, a peer that is not there is named, and the report says what the record says.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import reference
+from helpers import JIT, ROOT, Problem, assert_close
+
+CELLS = {"rnn-tanh": "rnn_tanh", "rnn-relu": "rnn_relu", "lstm": "lstm", "lstm-peephole": "lstm_peephole"}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Imports a module of the benchmark, which is not installed."""
+    monkeypatch.syspath_prepend(ROOT)
+    return lambda name: importlib.import_module(f"bench.{name}")
+
+
+# --- its reference ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indices", [False, True], ids=["dense", "one-hot"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_loop(bench, cell, indices):
+    """The NumPy loop's outputs and gradients are the tests' reference's, by complex step."""
+    problem = Problem(CELLS[cell], T=4, B=2, I=5, H=3, L=2, indices=indices, has_state=False, has_dstate=False)
+    loop, kind = bench("loop"), bench("cases").CELLS[cell]
+    x = problem.ids if indices else problem.inputs["x"]
+    y, state, tape = loop.forward(kind, problem.params, x, loop.zero_state(kind, problem.params, problem.B))
+    assert_close({"y": y, **dict(zip(problem.states, state))}, problem.outputs(), 1e-14)
+    dx, grads = loop.backward(kind, problem.params, tape, problem.doutputs["y"])
+    gradients = {f"d{name}": gradient for name, gradient in grads.items()} | ({} if indices else {"dx": dx})
+    assert_close(gradients, problem.gradients, 1e-13)
+
+
+@pytest.mark.parametrize("name", ["tiny-charlm-lstm-2x7", "tiny-minchar"])
+def test_language_model(bench, name):
+    """The NumPy model's losses over three training steps are those of the tests' reference."""
+    (case,) = bench("cases").select([name])
+    problem = bench("problem").Problem(case)
+    model = bench("lm").NumpyModel(problem, "float64")
+    char = case.kind == "charlm"
+    params = {n: a.astype("float64") for n, a in problem.model_weights.items()}
+    first, scale = int(char), 1 if char else case.T * case.B
+
+    def layers_of(arrays):
+        return {n.removeprefix(f"{first}."): a for n, a in arrays.items() if n.startswith(f"{first}.")}
+
+    def run(arrays, ids, state):
+        x = reference.embedding({"weight": arrays["0.weight"]}, ids) if char else reference.one_hot(ids, case.V)
+        layer = reference.lstm if char else reference.rnn
+        y, *state = layer(layers_of(arrays), x, *(state or ()))
+        return reference.linear({n: arrays[f"{first + 1}.{n}"] for n in ("weight", "bias")}, y), state
+
+    history, state = {n: [] for n in params}, None
+    for ids, targets in problem.chunks[:3]:
+        now, before = {n: a.copy() for n, a in params.items()}, state
+        logits, state = run(now, ids, before)
+        loss = scale * reference.cross_entropy(logits, targets)
+        assert model.step(ids, targets) == pytest.approx(loss, rel=1e-12)
+
+        def loss_of(arrays, ids=ids, targets=targets, before=before):
+            return scale * reference.cross_entropy(run(arrays, ids, before)[0], targets)
+
+        grads = reference.complex_step(loss_of, now)
+        grads = reference.clip_by_norm(grads, 5.0)[0] if char else reference.clip_by_value(grads, 5.0)
+        assert_close(model.gradients(), grads, 1e-11)
+        for n, g in grads.items():
+            history[n].append(g)
+            start = problem.model_weights[n].astype("float64")
+            optimizer = reference.adam if char else reference.adagrad
+            *_, params[n] = optimizer(start, history[n], lr=0.002 if char else 0.1)
+
+
+# --- its table ----------------------------------------------------------------------------------------------
+
+
+def test_cases(bench):
+    """Names are unique, the named ones exist, a name that fits nothing is an error that lists the groups."""
+    cases = bench("cases")
+    names = [case.name for case in cases.CASES]
+    assert len(set(names)) == len(names)
+    assert set(names) >= cases.QUICK | cases.PYTEST | cases.HEADLINE
+    assert not any("tiny" in case.groups for case in cases.select())
+    assert {case.name for case in cases.select(["lstm-train"])} == {
+        case.name for case in cases.CASES if "lstm-train" in case.groups
+    }
+    with pytest.raises(ValueError, match="lstm-train"):
+        cases.select(["nothing"])
+
+
+def test_errors_are_seen(bench):
+    """Every array is compared: one element off, NaN, missing, of another shape."""
+    verify = bench("verify")
+    (case,) = bench("cases").select(["tiny-lstm-train-4x3x5x7"])
+    wanted = verify.expected(case)
+    assert verify.wrong(case, verify.errors(case, wanted, wanted)) == ""
+    for name, array in wanted.items():
+        off, nan = array.copy(), array.copy()
+        off.flat[-1] += 1e-2 * np.abs(array).max()
+        nan.flat[0] = np.nan
+        for bad in (off, nan, array[:-1], None):
+            actual = {n: a for n, a in {**wanted, name: bad}.items() if a is not None}
+            assert name in verify.wrong(case, verify.errors(case, actual, wanted))
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def run(*arguments, path=()):
+    """`python -m bench...` in the repository's folder, with folders put before everybody else's modules."""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), str(ROOT)])}
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+
+
+compiled = pytest.mark.skipif(not JIT, reason="the machine's own peak is measured by compiled code")
+HURRIED = ("--threads", "1", "--seconds", "0.01")
+
+
+@compiled
+def test_run_and_report(tmp_path):
+    """Tiny cases from verification to the README: who took part, who is missing, how long it took."""
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    (absent / "jax.py").write_text("raise ImportError('not on this machine')")
+    record = tmp_path / "record.json"
+    done = run(
+        "bench", "--only", "tiny-lstm-peephole-train-4x3x5x7", "tiny-charlm",
+        "--libraries", "fastrnn,numpy,jax", "--json", record, *HURRIED, path=[absent],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "jax: missing" in done.stdout
+    found = json.loads(record.read_text())
+    assert list(found["missing"]) == ["jax"]
+    assert found["limits"][0]["flops"] > 1e9
+    peephole, model = found["rows"]
+    assert set(peephole["outcomes"]) == {
+        "fastrnn", "numpy", "fastrnn without peepholes", "peak", "bandwidth",
+    }  # fmt: skip
+    assert set(model["outcomes"]) == {"fastrnn", "numpy", "peak", "bandwidth"}
+    for row in found["rows"]:
+        for outcome in row["outcomes"].values():
+            assert outcome["status"] == "timed", outcome
+            assert len(outcome["seconds"]) >= 3
+            assert min(filter(None, outcome["seconds"])) > 0
+        assert row["outcomes"]["fastrnn"]["errors"]
+        assert row["speedup"]["numpy"][0] > 0
+        assert 0 < row["share_of_peak"]["fastrnn"] < 1
+
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
+    results = tmp_path / "RESULTS.md"
+    done = run("bench.report", record, "--results", results, "--readme", readme)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = [line for line in results.read_text().splitlines() if line.startswith("| tiny-")]
+    assert [line.split("|")[1].strip() for line in table] == [row["name"] for row in found["rows"]]
+    text = readme.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| tiny-charlm-lstm-2x7 |" in text
+    assert found["machine"]["cpu"] in text
+
+
+@compiled
+@pytest.mark.parametrize("case", ["tiny-lstm-train-4x3x5x7", "tiny-minchar"])
+def test_a_wrong_result_is_refused(tmp_path, case):
+    """A library with one wrong row of weights is named, is not timed, and the command fails."""
+    record = tmp_path / "record.json"
+    done = run(
+        "bench",
+        "--only",
+        case,
+        "--libraries",
+        "fastrnn,numpy",
+        "--plant",
+        "fastrnn",
+        "--json",
+        record,
+        *HURRIED,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "fastrnn refused" in done.stdout
+    (row,) = json.loads(record.read_text())["rows"]
+    assert row["outcomes"]["fastrnn"]["status"] == "refused"
+    assert row["outcomes"]["fastrnn"]["seconds"] == []
+    assert row["outcomes"]["numpy"]["status"] == "timed"
+
+
+def test_starts(bench, monkeypatch):
+    """The starts' scripts run, and their results are the reference's. The cache is the usual one."""
+    startup = bench("startup")
+    monkeypatch.setattr(startup, "environment", lambda **variables: bench("client").environment())
+    (case,) = bench("cases").select(["tiny-startup"])
+    measures = {m.name: m.seconds for m in startup.measure(case, ["fastrnn"], rounds=1, cold_rounds=0)}
+    assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in measures.values())
+    assert {"python", "import numba", "fastrnn: first inference", "fastrnn: first training step"} <= set(measures)
+
+
+def test_learning(tmp_path):
+    """Two libraries learn the same text from the same weights: the same losses after every epoch."""
+    text, record = tmp_path / "text.txt", tmp_path / "learn.json"
+    text.write_text("to be or not to be, that is the question. " * 20)
+    sizes = ("--hidden-size", 8, "--embedding", 4, "--layers", 1, "--batch-size", 4, "--seq-length", 10)
+    done = run(
+        "bench.learn", text, "--epochs", 2, "--halve-every", 1, *sizes,
+        "--libraries", "fastrnn", "numpy", "--threads", 1, "--json", record,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours, theirs = json.loads(record.read_text())["epochs"].values()
+    assert len(ours) == 2
+    assert ours[1]["validation"] < ours[0]["validation"]
+    for one, other in zip(ours, theirs):
+        assert one["validation"] == pytest.approx(other["validation"], rel=1e-4)
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_usage(tmp_path):
+    """A case that does not exist is exit code 2 and one line."""
+    done = run("bench", "--only", "nothing", "--json", tmp_path / "record.json")
+    assert done.returncode == 2
+    assert "no case is called 'nothing'" in done.stderr
+    assert not (tmp_path / "record.json").exists()

@@ -1,0 +1,309 @@
+"""One result: the same bits for any number of threads, any company in the batch, any cut of the sequence, any
+vector width. And what is not a number passes through, in its own row.
+"""
+
+import hashlib
+import json
+
+import numba
+import numpy as np
+import pytest
+from helpers import CELLS, JIT, Problem, assert_close, assert_same_bits, large, run_python
+from numba.core.codegen import get_host_cpu_features
+
+import fastrnn as fr
+
+# Tiny, with tails everywhere; middling, some panels of every width; large, worth more than one core.
+TINY = {"T": 3, "B": 2, "I": 1, "H": 5}
+MIDDLE = {"T": 7, "B": 5, "I": 13, "H": 35} if JIT else {"T": 3, "B": 5, "I": 2, "H": 9}
+
+# name -> problem; every test here runs on all of them
+PROBLEMS = {}
+for _cell in CELLS:
+    for _dtype in ("float32", "float64"):
+        PROBLEMS[f"{_cell}-{_dtype}-tiny"] = Problem(_cell, **TINY, L=2, dtype=_dtype)
+        PROBLEMS[f"{_cell}-{_dtype}-middle"] = Problem(_cell, **MIDDLE, L=3, dtype=_dtype, bias=_dtype == "float32")
+        PROBLEMS[f"{_cell}-{_dtype}-large"] = Problem(_cell, **large(_cell), dtype=_dtype)
+    PROBLEMS[f"{_cell}-indices"] = Problem(_cell, **large(_cell), L=2, indices=True, dtype="float32")
+
+every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+
+
+def by_row(results, rows):
+    """The outputs, dx, dh0 and dc0 of these rows of the batch: what is promised row by row."""
+    kept = {name: a for name, a in results.items() if name in ("y", "h", "c", "dx", "dh0", "dc0")}
+    return {name: np.ascontiguousarray(a[:, rows]) for name, a in kept.items()}
+
+
+def only(problem, rows, steps=slice(None)):
+    """The same problem with these rows of the batch and these steps alone, in time-major pieces."""
+    of_rows = {name: problem.unpack(state) for name, state in (("state", problem.state), ("dstate", problem.dstate))}
+    packed = {
+        name: problem.pack({part: np.ascontiguousarray(a[:, rows]) for part, a in parts.items()})
+        for name, parts in of_rows.items()
+    }
+    return problem.x[steps, rows], packed["state"], problem.dy[steps, rows], packed["dstate"]
+
+
+def run(problem, layer, x, state, dy, dstate):
+    """Outputs and gradients by row of one training pass."""
+    y, final, tape = layer.forward(x, state)
+    dx, dstart = layer.backward(tape, dy, dstate)
+    results = {"y": y} | problem.unpack(final) | {f"d{n}0": d for n, d in problem.unpack(dstart).items()}
+    return results if dx is None else results | {"dx": dx}
+
+
+def whole(problem):
+    """Everything one training pass gives: outputs, dx, dh0, dc0 and the gradients of the weights."""
+    outputs, gradients = problem.solve()
+    return outputs | gradients
+
+
+def assert_one_result(actual, expected):
+    """The same bits; without JIT, where the order of a sum is NumPy's choice, the same to rounding."""
+    if JIT:
+        assert_same_bits(actual, expected)
+    else:
+        assert_close(actual, expected, 1e-5)
+
+
+# --- threads ------------------------------------------------------------------------------------------------
+
+
+@every_problem
+def test_threads(problem, set_num_threads):
+    """1, 2 or 3 threads, if need be more than processors: outputs, states, dx and weight gradients."""
+    results = {}
+    for threads in (1, 2, 3):
+        set_num_threads(threads)
+        results[threads] = whole(problem) | {f"inferred {n}": a for n, a in problem.infer(problem.layer()).items()}
+    assert_same_bits(results[2], results[1])
+    assert_same_bits(results[3], results[1])
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT one thread does all the work")
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_threads_where_one_would_do(cell, dtype, set_num_threads, monkeypatch):
+    """The same where the work is too small to be shared, but is: more threads than rows or panels."""
+    problems = [
+        Problem(cell, T=T, B=B, I=I, H=H, L=2, dtype=dtype)
+        for T, B, I, H in ((1, 2, 3, 4), (5, 7, 9, 33))  # noqa: E741
+    ]
+    set_num_threads(1)
+    alone = [whole(problem) for problem in problems]
+    monkeypatch.setattr("fastrnn.threads.SMALL", 0)
+    for threads in (2, 3):
+        set_num_threads(threads)
+        for problem, expected in zip(problems, alone, strict=True):
+            assert_same_bits(whole(problem), expected)
+
+
+@every_problem
+def test_inference_is_training(problem):
+    """A pass that keeps nothing gives the outputs of one that keeps a tape."""
+    layer = problem.layer()
+    assert_same_bits(problem.infer(layer), problem.forward(layer)[0])
+
+
+# --- the batch ----------------------------------------------------------------------------------------------
+
+
+@every_problem
+def test_row_alone(problem):
+    """A row by itself, or with one neighbour, gives what it gives among all."""
+    layer = problem.layer()
+    together = whole(problem)
+    for rows in ([0], [problem.B - 1], [problem.B - 1, 0]):
+        assert_one_result(run(problem, layer, *only(problem, rows)), by_row(together, rows))
+
+
+@every_problem
+def test_rows_moved(problem):
+    """A permutation of the batch permutes the results."""
+    order = np.random.default_rng(1).permutation(problem.B)
+    moved = run(problem, problem.layer(), *only(problem, order))
+    assert_one_result(moved, by_row(whole(problem), order))
+
+
+@every_problem
+def test_batch_first(problem):
+    """The order of the axes is the caller's taste and touches no number."""
+    assert_same_bits(whole(problem.but(batch_first=True)), whole(problem))
+
+
+# --- time ---------------------------------------------------------------------------------------------------
+
+
+def in_chunks(problem, ends):
+    """The results by row when the sequence is cut at these ends: states go forward, their gradients back."""
+    layer = problem.layer()
+    cuts = list(zip((0, *ends[:-1]), ends, strict=True))
+    _, state, _, dstate = only(problem, slice(None))
+    ys, tapes, dxs = [], [], []
+    for start, end in cuts:
+        y, state, tape = layer.forward(problem.x[start:end], state)
+        ys.append(y)
+        tapes.append(tape)
+    for (start, end), tape in zip(reversed(cuts), reversed(tapes), strict=True):
+        dx, dstate = layer.backward(tape, problem.dy[start:end], dstate)
+        dxs.insert(0, dx)
+    outputs = {"y": np.concatenate(ys)} | problem.unpack(state)
+    gradients = {f"d{name}0": d for name, d in problem.unpack(dstate).items()}
+    return outputs, gradients if problem.indices else gradients | {"dx": np.concatenate(dxs)}
+
+
+@every_problem
+@pytest.mark.parametrize("ends", [(1,), (-1,), (1, 3), range(1, 20)], ids=["1 rest", "rest 1", "1 2 rest", "steps"])
+def test_chunks(problem, ends):
+    """At once, in chunks, step by step: outputs, states, dx and the gradient of the initial state."""
+    T = problem.T
+    ends = [*sorted({end % T for end in ends if end < T}), T]
+    expected = by_row(whole(problem), slice(None))
+    outputs, gradients = in_chunks(problem, [end for end in ends if end > 0])
+    assert_one_result(outputs, {name: expected[name] for name in outputs})
+    assert_one_result(gradients, {name: expected[name] for name in gradients})
+
+
+@every_problem
+def test_inference_in_steps(problem):
+    """Streaming: one call per step gives the sequence's outputs."""
+    layer = problem.layer()
+    ys, state = [], problem.state
+    for t in range(problem.T):
+        y, state = layer(problem.x[t : t + 1], state)
+        ys.append(y)
+    assert_one_result({"y": np.concatenate(ys)} | problem.unpack(state), problem.infer(layer))
+
+
+# --- a whole model ------------------------------------------------------------------------------------------
+
+
+def model_and_ids():
+    """Embedding, two LSTM layers and Linear, with indices to run it on."""
+    size = {"T": 20, "B": 13, "H": 100} if JIT else {"T": 3, "B": 4, "H": 9}
+    model = fr.Sequential(
+        fr.Embedding(61, 24, seed=1),
+        fr.LSTM(24, size["H"], num_layers=2, seed=2),
+        fr.Linear(size["H"], 61, seed=3),
+    )
+    return model, np.random.default_rng(4).integers(0, 61, (size["T"], size["B"]))
+
+
+def test_model(set_num_threads):
+    """The promises hold for layers in a row: threads, rows, chunks."""
+    model, ids = model_and_ids()
+    targets = np.roll(ids, -1, axis=0)
+    results = {}
+    for threads in (1, 2, 3):
+        set_num_threads(threads)
+        model.zero_grad()
+        logits, ((h, c),), tape = model.forward(ids)
+        loss, dlogits = fr.cross_entropy(logits, targets)
+        model.backward(tape, dlogits)
+        results[threads] = {"logits": logits, "h": h, "c": c, "loss": np.float64(loss), "dlogits": dlogits}
+        results[threads] |= {f"d{name}": gradient.copy() for name, gradient in model.grads.items()}
+    assert_same_bits(results[2], results[1])
+    assert_same_bits(results[3], results[1])
+
+    expected = results[1]["logits"]
+    assert_one_result({"row": model(ids[:, 2:3])[0]}, {"row": np.ascontiguousarray(expected[:, 2:3])})
+    start, state = model(ids[:1])
+    rest, _ = model(ids[1:], state)
+    assert_one_result({"logits": np.concatenate((start, rest))}, {"logits": expected})
+
+
+# --- vector width -------------------------------------------------------------------------------------------
+
+
+def fingerprints():
+    """A hash of every array of every problem. Also run by a fresh Python that compiles for another CPU."""
+    return {
+        f"{name} {part}": hashlib.sha256(array.tobytes()).hexdigest()
+        for name, problem in PROBLEMS.items()
+        for part, array in whole(problem).items()
+    }
+
+
+AVX2 = (
+    "sse3",
+    "ssse3",
+    "sse4.1",
+    "sse4.2",
+    "popcnt",
+    "cx16",
+    "avx",
+    "avx2",
+    "fma",
+    "bmi",
+    "bmi2",
+    "f16c",
+    "lzcnt",
+    "movbe",
+)
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT nothing is compiled, for any width")
+def test_vector_width(tmp_path):
+    """Compiled for a CPU with 256-bit vectors: the host's bits, for every problem."""
+    if numba.config.CPU_NAME is not None or "+avx512f" not in get_host_cpu_features():
+        pytest.skip("this run compiles for 256-bit vectors already: there is no other width to compare with")
+    code = """
+        import json
+        import test_numbers
+        from fastrnn.simd.target import VECTOR_BYTES
+        print(json.dumps([VECTOR_BYTES, test_numbers.fingerprints()]))
+    """
+    narrow = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in AVX2)}
+    printed = run_python(code, timeout=500, FASTRNN_CACHE_DIR=str(tmp_path), **narrow)
+    vector_bytes, narrow_prints = json.loads(printed)
+    assert vector_bytes == 32
+    prints = fingerprints()
+    assert narrow_prints.keys() == prints.keys()
+    assert [name for name in prints if prints[name] != narrow_prints[name]] == []
+
+
+# --- not a number, infinity ---------------------------------------------------------------------------------
+
+
+NAN_CASES = [
+    (name, where) for name, problem in PROBLEMS.items() for where in ("x", "h0", "c0") if where in problem.inputs
+]
+
+
+@pytest.mark.parametrize(("name", "where"), NAN_CASES)
+def test_nan_stays_in_its_row(name, where):
+    """NaN in one row reaches that row's outputs from there on, and no other row's bits."""
+    problem = PROBLEMS[name]
+    layer, row, step = problem.layer(), problem.B - 1, problem.T // 2 if where == "x" else 0
+    others = np.arange(problem.B) != row
+    x, state, dy, dstate = only(problem, slice(None))
+    if where == "x":
+        x[step, row, -1] = np.nan
+    else:
+        problem.unpack(state)[where[0]][:, row, -1] = np.nan
+    with np.errstate(invalid="ignore"):  # without JIT the kernels are NumPy, which has something to say
+        hurt = run(problem, layer, x, state, dy, dstate)
+        hurt["inferred"], _ = layer(x, state)
+    well = whole(problem)
+    assert_same_bits(by_row(hurt, others), by_row(well, others))
+    assert_same_bits({"y": hurt["y"][:step]}, {"y": well["y"][:step]})
+    # The cells of a layer do not see each other: NaN in one of c0 is in every unit one step later.
+    assert np.isnan(hurt["y"][step + (where == "c0") :, row]).all()
+    assert np.isnan(hurt["h"][-1, row]).all()
+    # The sign of a NaN is nobody's promise; that it is one, and every other bit, is.
+    np.testing.assert_array_equal(hurt["inferred"], hurt["y"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("infinity", [np.inf, -np.inf])
+def test_infinity(cell, dtype, infinity):
+    """An infinite input gives what the equations give: saturated gates, an infinite or undefined sum."""
+    problem = Problem(cell, **TINY, dtype=dtype)
+    problem.inputs["x"][1, 0, 0] = infinity
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = problem.outputs()
+        outputs, _ = problem.forward(problem.layer())
+    for name, want in expected.items():
+        np.testing.assert_allclose(outputs[name], want, rtol=1e-5, atol=1e-6, equal_nan=True, err_msg=name)
