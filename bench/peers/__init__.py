@@ -1,0 +1,10 @@
+"""One file for each library, `with_<library>.py`; imported in that library's own process only (NumPy's
+everywhere).
+
+VERSIONS             names of the distributions whose versions are reported
+start(threads)       imports the library and tells it how many threads to use; `ImportError`: not installed
+make(case) -> Job    the case in this library; `Unsupported` says why not
+"""
+
+#: In the order in which they are shown.
+LIBRARIES = ("fastrnn", "torch", "onnxruntime", "openvino", "jax", "numpy")

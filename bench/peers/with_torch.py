@@ -1,0 +1,239 @@
+"""PyTorch, eager: nn.RNN and nn.LSTM; a loop over time for the peephole LSTM, which PyTorch does not have."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..cases import CELLS, Case
+from ..job import Job, ModelJob, Results, Unsupported
+from ..lm import Hyper
+from ..problem import STEPS, Problem
+
+if TYPE_CHECKING:
+    import torch
+
+VERSIONS = ("torch",)
+
+
+def start(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_num_interop_threads(1)
+
+
+def make(case: Case) -> Job:
+    problem = Problem(case)
+    if case.model:
+        how = f"nn modules, cross_entropy, clip_grad, {'Adam' if case.kind == 'charlm' else 'Adagrad'}"
+        return ModelJob(problem, lambda way: Model(problem, way == "fused"), how, "fused", "default")
+    kinds: dict[str, type[_Sequence]] = {"infer": Infer, "train": Train, "step": Step}
+    if case.kind not in kinds:
+        raise Unsupported(f"no {case.kind}")
+    return kinds[case.kind](problem)
+
+
+def module_of(case: Case, input_size: int) -> torch.nn.Module:
+    """The recurrent layers of a case."""
+    import torch
+
+    cell, dtype = CELLS[case.cell], getattr(torch, case.dtype)
+    if cell.peephole:
+        return _peephole_lstm(case, input_size).to(dtype)
+    if cell.lstm:
+        return torch.nn.LSTM(input_size, case.H, case.L, dtype=dtype)
+    return torch.nn.RNN(input_size, case.H, case.L, nonlinearity=cell.nonlinearity, dtype=dtype)
+
+
+def _peephole_lstm(case: Case, input_size: int) -> torch.nn.Module:
+    """As a user of PyTorch has to write it: the input product for all steps at once, then a loop."""
+    import torch
+    from torch.nn import functional
+
+    class PeepholeLSTM(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            H = case.H
+            for n in range(case.L):
+                shapes = {
+                    f"weight_ih_l{n}": (4 * H, input_size if n == 0 else H), f"weight_hh_l{n}": (4 * H, H),
+                    f"bias_ih_l{n}": (4 * H,), f"bias_hh_l{n}": (4 * H,), f"weight_peep_l{n}": (3, H),
+                }  # fmt: skip
+                for name, shape in shapes.items():
+                    self.register_parameter(name, torch.nn.Parameter(torch.zeros(shape)))
+
+        def forward(self, x: Any, state: Any = None) -> Any:
+            if state is None:
+                zeros = x.new_zeros(case.L, x.shape[1], case.H)
+                state = zeros, zeros
+            hs, cs = [], []
+            for n in range(case.L):
+                h, c = state[0][n], state[1][n]
+                weights = self.get_parameter(f"weight_hh_l{n}").t()
+                p_i, p_f, p_o = self.get_parameter(f"weight_peep_l{n}").unbind(0)
+                bias = self.get_parameter(f"bias_ih_l{n}") + self.get_parameter(f"bias_hh_l{n}")
+                y = []
+                for z in functional.linear(x, self.get_parameter(f"weight_ih_l{n}"), bias).unbind(0):
+                    a_i, a_f, a_g, a_o = torch.addmm(z, h, weights).chunk(4, 1)
+                    i, f = torch.sigmoid(a_i + p_i * c), torch.sigmoid(a_f + p_f * c)
+                    c = f * c + i * torch.tanh(a_g)
+                    h = torch.sigmoid(a_o + p_o * c) * torch.tanh(c)
+                    y.append(h)
+                x = torch.stack(y)
+                hs.append(h)
+                cs.append(c)
+            return x, (torch.stack(hs), torch.stack(cs))
+
+    return PeepholeLSTM()
+
+
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Tensors with memory of their own."""
+    import torch
+
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+class _Sequence(Job):
+    def __init__(self, problem: Problem) -> None:
+        import torch
+
+        case = problem.case
+        self.module = module_of(case, case.I)
+        self.module.load_state_dict(tensors(problem.weights))
+        self.how = "an eager loop over time" if CELLS[case.cell].peephole else f"nn.{type(self.module).__name__}"
+        self.x, self.dy = torch.from_numpy(problem.x.copy()), torch.from_numpy(problem.dy.copy())
+        self.y: Any = None
+        self.state: Any = None
+
+    def outputs(self) -> Results:
+        state = self.state if isinstance(self.state, tuple) else (self.state,)
+        return {"y": self.y.numpy(), **{name: s.numpy() for name, s in zip("hc", state)}}
+
+
+class _Inference(_Sequence):
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.how += ", inference_mode"
+        self.module.eval()
+
+    def around(self) -> AbstractContextManager[Any]:
+        import torch
+
+        return torch.inference_mode()
+
+
+class Infer(_Inference):
+    def call(self) -> None:
+        self.y, self.state = self.module(self.x)
+
+    def results(self) -> Results:
+        self.call()
+        return self.outputs()
+
+
+class Step(_Inference):
+    def call(self) -> None:
+        self.y, self.state = self.module(self.x, self.state)
+
+    def results(self) -> Results:
+        self.state = None
+        for _ in range(STEPS):
+            self.call()
+        return self.outputs()
+
+
+class Train(_Sequence):
+    ways = ("zero_grad(set_to_none=True)", "zero_grad(set_to_none=False)")
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.how += ", forward, backward"
+        self.x.requires_grad_()
+        self.none = True
+
+    def use(self, way: str) -> None:
+        self.none = way == self.ways[0]
+
+    def call(self) -> None:
+        self.module.zero_grad(set_to_none=self.none)
+        if self.none:
+            self.x.grad = None
+        elif self.x.grad is not None:
+            self.x.grad.zero_()
+        self.y, _ = self.module(self.x)
+        self.y.backward(self.dy)
+
+    def results(self) -> Results:
+        self.call()
+        assert self.x.grad is not None
+        found = {"y": self.y.detach().numpy(), "dx": self.x.grad.numpy().copy()}
+        for name, parameter in self.module.named_parameters():
+            assert parameter.grad is not None
+            found[f"d{name}"] = parameter.grad.numpy().copy()
+        return found
+
+
+class Model:
+    """A language model in training; see job.Model."""
+
+    def __init__(self, problem: Problem, fused: bool) -> None:
+        import torch
+        from torch.nn import functional
+
+        case = problem.case
+        dtype = getattr(torch, case.dtype)
+        layers: list[torch.nn.Module] = [torch.nn.Embedding(case.V, case.I, dtype=dtype)] if case.I else []
+        layers.append(module_of(case, case.I or case.V))
+        layers.append(torch.nn.Linear(case.H, case.V, dtype=dtype))
+        self.layers = torch.nn.ModuleList(layers)
+        self.layers.load_state_dict(tensors(problem.model_weights))
+        self.mean, self.V, self.dtype = case.kind == "charlm", case.V, dtype
+        self.state: Any = None
+        optim: Any = torch.optim.Adam if self.mean else torch.optim.Adagrad
+        lr = Hyper.adam_lr if self.mean else Hyper.adagrad_lr
+        options: dict[str, Any] = {"fused": True} if fused else {}
+        self.optimizer: Any = optim(self.layers.parameters(), lr=lr, **options)
+        self.torch, self.functional = torch, functional
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
+
+    def forget(self) -> None:
+        self.state = None
+
+    def _forward(self, ids: np.ndarray, targets: np.ndarray, reduction: str) -> Any:
+        torch, functional = self.torch, self.functional
+        x, t = torch.from_numpy(ids).long(), torch.from_numpy(targets).long()
+        *embedding, recurrent, linear = self.layers
+        x = embedding[0](x) if embedding else functional.one_hot(x, self.V).to(self.dtype)
+        y, state = recurrent(x, self.state)
+        self.state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+        return functional.cross_entropy(linear(y).flatten(0, 1), t.flatten(), reduction=reduction)
+
+    def loss(self, ids: np.ndarray, targets: np.ndarray) -> float:
+        with self.torch.inference_mode():
+            return self._forward(ids, targets, "mean").item()
+
+    def step(self, ids: np.ndarray, targets: np.ndarray) -> float:
+        loss = self._forward(ids, targets, "mean" if self.mean else "sum")
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.mean:
+            self.torch.nn.utils.clip_grad_norm_(self.layers.parameters(), Hyper.clip_norm)
+        else:
+            self.torch.nn.utils.clip_grad_value_(self.layers.parameters(), Hyper.clip_value)
+        self.optimizer.step()
+        return loss.item()
+
+    def gradients(self) -> Results:
+        return {name: p.grad.numpy() for name, p in self.layers.named_parameters() if p.grad is not None}

@@ -1,0 +1,207 @@
+"""A run's record as markdown: all of it in bench/RESULTS.md, the headline rows in README.md between two
+markers, and pictures. Nobody edits these numbers by hand: `python -m bench.report [RECORD]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import picture, startup, table
+from .contest import OURS, PLAIN, Row
+from .stats import geometric_mean
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+# Sections of RESULTS.md, by a row's kind.
+SECTIONS = {
+    "infer": "Inference",
+    "train": "Training pass: forward and backward, packing of the weights included",
+    "step": "One step from Python, state carried",
+    "charlm": "Character language model, whole training step",
+    "minchar": "min-char-rnn, whole training step",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the files; says which."""
+    parser = argparse.ArgumentParser("python -m bench.report", description="tables and pictures from a run's record")
+    parser.add_argument("record", nargs="?", type=Path, default=HERE / "latest.json", help="default: %(default)s")
+    parser.add_argument("--learn", type=Path, help="a record of python -m bench.learn, to be shown too")
+    parser.add_argument("--results", type=Path, default=HERE / "RESULTS.md", help="default: %(default)s")
+    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md", help="default: %(default)s")
+    args = parser.parse_args(argv)
+    try:
+        record = json.loads(args.record.read_text())
+        learned = json.loads(args.learn.read_text()) if args.learn else None
+    except (OSError, ValueError) as error:
+        print(f"bench.report: {error}", file=sys.stderr)
+        return 2
+    rows = [Row.from_json(row) for row in record["rows"]]
+    pictures = picture.draw(rows, caption(record), args.results.with_suffix(""))
+    if not pictures:
+        print("no picture: matplotlib is not installed (pip install 'fastrnn[bench]')")
+    args.results.write_text(results(record, rows, [p.name for p in pictures], learned))
+    written = [args.results, *pictures]
+    if args.readme.exists():
+        text = args.readme.read_text()
+        if BEGIN in text and END in text:
+            args.readme.write_text(between_markers(text, headline(record, rows)))
+            written.append(args.readme)
+        else:
+            print(f"{args.readme} has no {BEGIN} ... {END}: left as it is")
+    print("\n".join(map(str, written)))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------
+# Parts
+# ---------------------------------------------------------------------------------------------------
+
+
+def caption(record: dict[str, Any]) -> str:
+    """What was measured where, when and with what: one sentence each."""
+    machine, versions = record["machine"], {}
+    for found in record["versions"].values():
+        versions.update(found)
+    threads = ", ".join(str(limits["threads"]) for limits in record["limits"])
+    said = f"{machine['cpu']}, {machine['processors']} processors, {machine['system']}; threads: {threads}. "
+    said += f"Python {machine['python']}, " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ". "
+    if record["missing"]:
+        said += f"Not installed, so not compared: {', '.join(record['missing'])}. "
+    for limits in record["limits"]:
+        if limits["flops"] and limits["bytes"]:
+            said += f"{limits['threads']} thread{'s' * (limits['threads'] > 1)}: "
+            said += f"{limits['flops'] / 1e9:.0f} GFLOP/s multiply-add peak, "
+            said += f"{limits['bytes'] / 1e9:.1f} GB/s from memory. "
+    return said + record["date"][:10] + "."
+
+
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table; the first column to the left, the others to the right."""
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *lines)) + "\n"
+
+
+def peers_of(rows: list[Row]) -> list[str]:
+    """Who was timed in at least one of the rows beside us."""
+    labels = dict.fromkeys(label for row in rows for label in row.outcomes)
+    return [p for p in table.peers(list(labels)) if any(row.speedup(p) for row in rows)]
+
+
+def best(row: Row) -> float | None:
+    """The fastest peer's median ratio: what a user gains over the best that there is otherwise."""
+    ratios = (row.speedup(p) for p in table.peers(list(row.outcomes)) if p != PLAIN)
+    found = [r.median for r in ratios if r is not None]
+    return min(found) if found else None
+
+
+def rows_table(rows: list[Row], spreads: bool = True) -> str:
+    """Our time, rate and shares; every peer's time divided by ours."""
+    peers = peers_of(rows)
+    header = ["case", "threads", OURS, "rate", "of peak", "of limit", *(f"{p} / {OURS}" for p in peers)]
+    lines = []
+    for row in rows:
+        ours = row.seconds()
+        cells = [row.case.name, str(row.threads), table.seconds(ours.median) if ours else _status(row, OURS)]
+        cells += [table.rate(row), table.share(row.share_of_peak()), table.limit(row.share_of_limit())]
+        for p in peers:
+            ratio = row.speedup(p)
+            if ratio is None:
+                cells.append(_status(row, p))
+            else:
+                cells.append(table.speedup(ratio) if spreads else table.times(ratio.median))
+        lines.append(cells)
+    return markdown(header, lines)
+
+
+def _status(row: Row, label: str) -> str:
+    outcome = row.outcomes.get(label)
+    return "" if outcome is None or outcome.status in ("unsupported", "timed") else outcome.status
+
+
+def means(rows: list[Row]) -> str:
+    """The geometric mean of the best peer's ratios, and the lowest of them."""
+    ratios = {(row.case.name, row.threads): ratio for row in rows if (ratio := best(row)) is not None}
+    if not ratios:
+        return ""
+    (name, threads), least = min(ratios.items(), key=lambda item: item[1])
+    mean = table.times(geometric_mean(ratios.values()))
+    return (
+        f"The fastest peer of each row takes {mean} times as long as {OURS} "
+        f"(geometric mean of {len(ratios)} rows); least: {table.times(least)}, {name}, threads {threads}.\n"
+    )
+
+
+def notes(rows: list[Row]) -> str:
+    """Who was refused or failed, and what was disturbed: it is part of the result."""
+    said = []
+    for row in rows:
+        said += [f"- {row.case.name}, threads {row.threads}: {label} {row.outcomes[label].status}: "
+                 f"{row.outcomes[label].reason}" for label in row.refused()]  # fmt: skip
+        if row.others is not None and row.others > 0.05:
+            said.append(
+                f"- {row.case.name}, threads {row.threads}: other processes used {table.share(row.others)} "
+                "of the processors while this was timed"
+            )
+    return "\n".join(said) + "\n" if said else ""
+
+
+def results(record: dict[str, Any], rows: list[Row], pictures: list[str], learned: dict[str, Any] | None) -> str:
+    """RESULTS.md."""
+    parts = ["# Results\n", "Made by `python -m bench.report`; how to read it: [README.md](README.md).\n"]
+    parts += [caption(record) + "\n"]
+    parts += [f"![speed-ups and shares of the machine's peak]({name})\n" for name in pictures if name.endswith("svg")]
+    for kind, title in SECTIONS.items():
+        chosen = [row for row in rows if row.case.kind == kind]
+        if chosen:
+            parts += [f"## {title}\n", rows_table(chosen), means(chosen)]
+    if record["startup"]:
+        measures = [startup.Measure(**one) for one in record["startup"]]
+        parts += ["## Start\n", "Seconds from a process's start to the result.\n"]
+        parts += [markdown(["", "seconds"], [[m.name, table.speedup(m.spread)] for m in measures])]
+        if (beyond := startup.import_cost(measures)) is not None:
+            parts += [f"`import fastrnn` takes {beyond:+.3f} s beyond `import numba`.\n"]
+    if learned is not None:
+        parts += ["## Learning\n", learning(learned)]
+    if said := notes(rows):
+        parts += ["## Notes\n", said]
+    return "\n".join(part for part in parts if part)
+
+
+def learning(learned: dict[str, Any]) -> str:
+    """The record of bench.learn: a line for each epoch."""
+    runs: dict[str, list[dict[str, float]]] = learned["epochs"]
+    header = ["epoch", *(f"{name}: validation loss" for name in runs), *(f"{name}: seconds" for name in runs)]
+    lines = [
+        [str(n + 1), *(f"{e['validation']:.4f}" for e in epochs), *(f"{e['seconds']:.1f}" for e in epochs)]
+        for n, epochs in enumerate(zip(*runs.values()))
+    ]
+    totals = ", ".join(f"{name} {sum(e['seconds'] for e in epochs):.1f} s" for name, epochs in runs.items())
+    return f"{learned['what']} {totals} in all.\n\n{markdown(header, lines)}"
+
+
+def headline(record: dict[str, Any], rows: list[Row]) -> str:
+    """What README.md shows: the headline rows on the most threads that were measured."""
+    most = max((row.threads for row in rows), default=0)
+    chosen = [row for row in rows if "headline" in row.case.groups and row.threads == most] or rows
+    return f"{rows_table(chosen, spreads=False)}\n{caption(record)}\n"
+
+
+def between_markers(text: str, new: str) -> str:
+    """`text` with what stands between the markers replaced.
+
+    >>> between_markers(f"a\\n{BEGIN}\\nold\\n{END}\\nb\\n", "new\\n") == f"a\\n{BEGIN}\\nnew\\n{END}\\nb\\n"
+    True
+    """
+    pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
+    return pattern.sub(lambda _: f"{BEGIN}\n{new}{END}", text, count=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
