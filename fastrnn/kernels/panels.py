@@ -4,7 +4,7 @@ A *line* is what one tile row holds: up to COLS vectors side by side. A packed p
 summed index, contiguous, with zeros where the matrix has ended.
 """
 
-from .._jit import device
+from .._jit import device, part
 from ..simd.target import COLS, ROWS
 from ..simd.tile import tile
 from ..simd.vector import lanes, lanes_of, load, pointwise, store
@@ -61,7 +61,7 @@ def add_rows(to, to_off, source, source_off, count):
     store(to, to_off, load(to, to_off, count) + load(source, source_off, count), count)
 
 
-@device
+@part
 def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n_seg, b, b_off, line):
     """c[r, :] += sum over k of a[r, k] b[k, :] for any number of rows; `a` as in simd/tile.py with kstride 1.
 

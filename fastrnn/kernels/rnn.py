@@ -16,7 +16,7 @@ before h, ascending.
 
 import numpy as np
 
-from .._jit import SMALL, device, kernel
+from .._jit import SMALL, kernel, part
 from ..simd.sync import finish, take, wait
 from ..simd.target import COLS
 from ..simd.vector import lanes_of, load, pointwise, stack, store
@@ -72,7 +72,7 @@ def sigmoid_backward(dh, dh_off, h, h_off, dz, dz_off, count):
 # ---------------------------------------------------------------------------------------------------
 
 
-@device
+@part
 def forward_item(t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, ahead, x, ids, table, w, h0, h, z):
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
@@ -110,7 +110,7 @@ def forward_item(t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, a
                     copy_out(h, h_at, z, z_at, h_size - unit)
 
 
-@device
+@part
 def backward_item(t, row0, row1, q, steps, batch, h_size, flags, nonlinearity, dy, wt, h, dz, dh0, dh):
     lane = lanes_of(wt)
     vectors = (h_size + lane - 1) // lane
