@@ -337,13 +337,14 @@ def lstm_backward(
 
 
 @kernel
-def lstm_step(x, h0, c0, w, flags, y, h, c):
+def lstm_step(x, h0, c0, w, flags, out):
     """One step, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not small.
 
     flags : PEEPHOLE
     x : (1, B, I), h0, c0 : (1, B, H), w : packed weights, read
-    y, h, c : (1, B, H), written; y and h are the same
+    out : (3, 1, B, H), written: y, h, c, of which y and h are the same
     """
+    y, h, c = out[0], out[1], out[2]
     batch, i_size, h_size = x.shape[1], x.shape[2], h.shape[2]
     lane = lanes_of(w)
     panels = panels_for(w, h_size)

@@ -237,12 +237,13 @@ def rnn_backward(
 
 
 @kernel
-def rnn_step(x, h0, w, nonlinearity, y, h):
+def rnn_step(x, h0, w, nonlinearity, out):
     """One step, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not small.
 
     x : (1, B, I), h0 : (1, B, H), w : packed weights, read
-    y, h : (1, B, H), written, both the same
+    out : (2, 1, B, H), written: y, h, both the same
     """
+    y, h = out[0], out[1]
     batch, i_size, h_size = x.shape[1], x.shape[2], h.shape[2]
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane

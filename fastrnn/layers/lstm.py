@@ -90,8 +90,9 @@ class LSTM(Recurrent):
                 if len(x) == 1:
                     h0, c0 = state
                     version, packed = self._ready
-                    y, h, c = np.empty((3, *h0.shape), self.dtype)
-                    if version == self.store.version and self._quick(x, h0, c0, packed, self._flags, y, h, c):
+                    out = np.empty((3, *h0.shape), self.dtype)
+                    if version == self.store.version and self._quick(x, h0, c0, packed, self._flags, out):
+                        y, h, c = out
                         return y, (h, c)
             except (TypeError, ValueError, AttributeError):
                 pass
@@ -101,7 +102,7 @@ class LSTM(Recurrent):
 
     def _compile_step(self, packed: np.ndarray) -> Any:
         a = np.empty((1, 1, 1), self.dtype)
-        return kernels.lstm_step.for_types(a, a, a, packed, 0, a, a, a)
+        return kernels.lstm_step.for_types(a, a, a, packed, 0, np.empty((3, 1, 1, 1), self.dtype))
 
     def _run(
         self,

@@ -63,8 +63,9 @@ class RNN(Recurrent):
             try:  # see LSTM.__call__
                 if len(x) == 1:
                     version, packed = self._ready
-                    y, h = np.empty((2, *state.shape), self.dtype)
-                    if version == self.store.version and self._quick(x, state, packed, self._number, y, h):
+                    out = np.empty((2, *state.shape), self.dtype)
+                    if version == self.store.version and self._quick(x, state, packed, self._number, out):
+                        y, h = out
                         return y, h
             except (TypeError, ValueError, AttributeError):
                 pass
@@ -74,7 +75,7 @@ class RNN(Recurrent):
 
     def _compile_step(self, packed: np.ndarray) -> Any:
         a = np.empty((1, 1, 1), self.dtype)
-        return kernels.rnn_step.for_types(a, a, packed, 0, a, a)
+        return kernels.rnn_step.for_types(a, a, packed, 0, np.empty((2, 1, 1, 1), self.dtype))
 
     def _run(
         self,
