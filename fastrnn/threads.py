@@ -10,8 +10,10 @@ second time, takes the GIL twice, kills or hangs a forked child, and on another 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
@@ -42,10 +44,38 @@ class _Team:
 
     def _help(self) -> None:
         while True:
-            run, worker, workers, tickets, args = self.jobs.get()
+            run, worker, workers, tickets, args, cpu = self.jobs.get()
+            if cpu >= 0 and _cpu() == cpu:
+                _leave(cpu)
             run(worker, workers, tickets, *args)
             # Parked, a helper must not keep the arrays of its last job alive.
             del run, tickets, args
+
+
+def _find_cpu() -> Callable[[], int]:
+    """A function that tells which processor the calling thread is on, -1 where that cannot be known or changed."""
+    if hasattr(os, "sched_setaffinity"):
+        try:
+            return ctypes.CDLL(None).sched_getcpu
+        except (OSError, AttributeError):
+            pass
+    return lambda: -1
+
+
+_cpu = _find_cpu()
+
+
+def _leave(cpu: int) -> None:
+    """Moves the calling helper to another processor.
+
+    Linux likes to wake a thread on the processor of its waker and leaves both there for milliseconds: a call after a
+    pause ran at the speed of one thread, a median of 12.4 ms instead of 8.2 at (T, B, I, H) = (100, 32, 128, 256), and 6 without the pause.
+    """
+    try:
+        if others := os.sched_getaffinity(os.getpid()) - {cpu}:
+            os.sched_setaffinity(0, others)
+    except OSError:
+        pass
 
 
 _team = _Team()
@@ -139,6 +169,7 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
     compiled, team = run.released, _team
     if len(team.threads) < workers - 1:
         team.grow(workers - 1)
+    cpu = _cpu()
     for worker in range(1, workers):
-        team.jobs.put((compiled, worker, workers, tickets, args))
+        team.jobs.put((compiled, worker, workers, tickets, args, cpu))
     compiled(0, workers, tickets, *args)

@@ -1,5 +1,6 @@
 """The README: what it shows runs, and what it names exists."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,8 @@ def test_example_runs(tmp_path):
     (tmp_path / "example.py").write_text(block, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", "example.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "nats per character" in done.stdout
