@@ -4,17 +4,19 @@ Words used everywhere, in code, documentation and messages:
 
     T, B         time steps, sequences in the batch
     I, H, O, V   input size, hidden size, output size, vocabulary size
-    L            layers
+    L, D         layers, directions (1 or 2)
     W, P         lanes of a vector, panels of W hidden units (kernels only)
     x, h, c, y   input, hidden state, cell state, output
     i f g o      LSTM: input gate, forget gate, cell candidate, output gate; in this order in every parameter
+    r z n        GRU: reset gate, update gate, candidate; in this order in every parameter; h' = (1-z) n + z h
     U, W, V      the lecture's letters for weight_ih, weight_hh and the output layer's weight; b, c its biases
     dX           gradient of the loss with respect to X
 
     sequences    time-major (T, B, I); batch_first=True takes (B, T, I)
-    state        RNN: h (L, B, H); LSTM: (h, c)
-    parameters   PyTorch's names and shapes: weight_ih_l0 (4H, I), weight_hh_l0 (4H, H), bias_ih_l0, bias_hh_l0 (4H,)
-    peepholes    weight_peep_l0 (3, H), rows i f o; i and f see c[t-1], o sees c[t]
+    state        RNN, GRU: h (L*D, B, H); LSTM: (h, c)
+    parameters   PyTorch's names and shapes: weight_ih_l0 (4H, I), weight_hh_l0 (4H, H), bias_ih_l0, bias_hh_l0 (4H,);
+                 `_reverse` after it for the second direction
+    peepholes    weight_peep_l0, rows i f o: (3, H) diagonal, (3, H, H) full; i and f see c[t-1], o sees c[t]
 """
 
 from importlib import import_module
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 _WHERE = {
     "RNN": "layers.rnn",
     "LSTM": "layers.lstm",
+    "GRU": "layers.gru",
     "Embedding": "layers.embedding",
     "Linear": "layers.linear",
     "Dropout": "layers.dropout",
@@ -51,6 +54,7 @@ __all__ = sorted(_WHERE)
 if TYPE_CHECKING:
     from .layers.dropout import Dropout as Dropout
     from .layers.embedding import Embedding as Embedding
+    from .layers.gru import GRU as GRU
     from .layers.linear import Linear as Linear
     from .layers.lstm import LSTM as LSTM
     from .layers.rnn import RNN as RNN

@@ -7,11 +7,11 @@ Both give each output element one chain of multiply-adds in ascending order of t
 """
 
 from .._jit import kernel, part
-from ..simd.sync import finish, take, wait
+from ..simd.sync import turns
 from ..simd.target import COLS, ROWS
 from ..simd.tile import tile
-from ..simd.vector import lanes_of, stack
-from .panels import CHUNK, WORK, add_in, copy_in, copy_out, pack_rows, pack_transposed, tiles
+from ..simd.vector import block_of, lanes_of, stack
+from .panels import CHUNK, WORK, add_in, add_out, copy_in, copy_out, pack_rows, pack_transposed, tiles
 
 # Rows summed at a time by `gradient`: a strip of X and one of A are then 64 KiB each in float32, and both in the
 # second-level cache beside the weights' gradient.
@@ -19,20 +19,21 @@ BLOCK = 512
 
 
 @kernel
-def product(worker, workers, tickets, rows, columns, pieces, a, r_stride, seg, seg_stride, n_seg, packed, bias, out):
-    """out[r, :] = bias + sum over k of a[r, k] * B[k, :]
+def product(
+    worker, workers, tickets, rows, columns, pieces, add, a, r_stride, seg, seg_stride, n_seg, packed, bias, out
+):  # fmt: skip
+    """out[r, :] = bias + sum over k of a[r, k] * B[k, :], or with `add` out[r, :] += (the same)
 
     a : element (r, k) at r * r_stride + k // seg * seg_stride + k % seg, read; seg * n_seg values of k
     packed : B, for every COLS * W columns (seg * n_seg, line), read
     bias : (columns,) or empty, read
-    out : (rows, columns), written
+    out : (rows, columns), written or accumulated
     pieces : into how many parts the rows are divided for the workers
     """
     lane = lanes_of(packed)
     vectors = (columns + lane - 1) // lane
     c = stack(packed, WORK)
-    item = take(tickets, 0, worker, workers, 0, pieces)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, pieces):
         row1 = rows * (item + 1) // pieces
         for r0 in range(rows * item // pieces, row1, CHUNK):
             count = min(CHUNK, row1 - r0)
@@ -53,22 +54,23 @@ def product(worker, workers, tickets, rows, columns, pieces, a, r_stride, seg, s
                     for k in range(cols):
                         column = (first + k) * lane
                         to = (r0 + r) * columns + column
-                        copy_out(out, to, c, r * stride + k * lane, columns - column)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, pieces)
-    wait(tickets, 0, workers, pieces)
+                        if add:
+                            add_out(out, to, c, r * stride + k * lane, columns - column)
+                        else:
+                            copy_out(out, to, c, r * stride + k * lane, columns - column)
 
 
 @kernel
 def gradient(
     worker, workers, tickets, rows, columns, pieces,
-    a, panel_stride, k_stride, gates, width, height, x, out, scratch,
+    a, panel_stride, k_stride, gates, turn, width, height, x, x_line, index, out, scratch,
 ):  # fmt: skip
-    """out[g * height + j, :] += sum over n of a[n, g, j] * x[n, :]
+    """out[(g + turn) % gates * height + j, :] += sum over n of a[n, g, j] * x[n, :]
 
     a : element (n, g, j) at j // width * panel_stride + n * k_stride + g * width + j % width, read: the panels of a
         tape, or row-major with one gate
-    x : (rows, columns), read
+    x : row n at n * x_line, or at index[n] * x_line, `columns` of it, read
+    index : (rows,) int64, or empty, read
     out : (gates * height, columns), accumulated
     pieces : into how many parts the panels are divided for the workers
     scratch : (workers, BLOCK + ROWS, 4W), overwritten
@@ -78,29 +80,26 @@ def gradient(
     panels = (height + width - 1) // width
     strip = worker * (BLOCK + ROWS) * COLS * lane
     items = (vectors + COLS - 1) // COLS * pieces
-    for step in range((rows + BLOCK - 1) // BLOCK):
+    for step, item in turns(tickets, 0, worker, workers, (rows + BLOCK - 1) // BLOCK, items):
         n0 = step * BLOCK
         depth = min(BLOCK, rows - n0)
-        wait(tickets, 0, workers, step * items)
-        item = take(tickets, 0, worker, workers, step, items)
-        while item >= 0:
-            first, piece = item // pieces * COLS, item % pieces
-            cols = min(COLS, vectors - first)
-            stride = cols * lane
-            # Read in place, at the stride of a whole row of x, it is 15 % slower; and this pads the end with zeros.
-            pack_rows(scratch, strip, stride, x, n0, depth, columns, first * lane, depth)
-            for panel in range(panels * piece // pieces, panels * (piece + 1) // pieces):
-                units = min(width, height - panel * width)
-                for g in range(gates):
-                    left = panel * panel_stride + n0 * k_stride + g * width
-                    row = g * height + panel * width
-                    gradient_rows(
-                        units, first, cols, depth, columns, a, left, k_stride, scratch, strip, stride, out, row,
-                        strip + BLOCK * COLS * lane,
-                    )  # fmt: skip
-            finish(tickets, 0, workers)
-            item = take(tickets, 0, worker, workers, step, items)
-    wait(tickets, 0, workers, (rows + BLOCK - 1) // BLOCK * items)
+        first, piece = item // pieces * COLS, item % pieces
+        cols = min(COLS, vectors - first)
+        stride = cols * lane
+        # Read in place, at the stride of a whole row of x, it is 15 % slower; and this pads the end with zeros.
+        for k in range(depth):
+            n = index[n0 + k] if len(index) else n0 + k
+            for j in range(first * lane, first * lane + stride, lane):
+                copy_in(scratch, strip + k * stride + j - first * lane, x, n * x_line + j, columns - j)
+        for panel in range(panels * piece // pieces, panels * (piece + 1) // pieces):
+            units = min(width, height - panel * width)
+            for g in range(gates):
+                left = panel * panel_stride + n0 * k_stride + g * width
+                row = (g + turn) % gates * height + panel * width
+                gradient_rows(
+                    units, first, cols, depth, columns, a, left, k_stride, scratch, strip, stride, out, row,
+                    strip + BLOCK * COLS * lane,
+                )  # fmt: skip
 
 
 @part
@@ -134,9 +133,7 @@ def pack(worker, workers, tickets, rows, columns, transposed, source, packed):
     """
     lane = lanes_of(packed)
     vectors = (columns + lane - 1) // lane
-    items = (vectors + COLS - 1) // COLS
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, (vectors + COLS - 1) // COLS):
         column = item * COLS * lane
         line = min(COLS * lane, vectors * lane - column)
         if transposed:
@@ -144,9 +141,27 @@ def pack(worker, workers, tickets, rows, columns, transposed, source, packed):
             pack_transposed(packed, column * rows, line, source, column, used, rows, line)
         else:
             pack_rows(packed, column * rows, line, source, 0, rows, columns, column, rows)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
+
+
+@kernel
+def pack_tape(worker, workers, tickets, h_size, columns, vectors, gates, turn, source, packed):
+    """B for products whose left operand is a tape: its rows as they lie there, its columns in panels.
+
+    vectors : of columns, zeros after the last
+    source : (gates H, columns), of gate (g + turn) % gates where g is in the tape, read
+    packed : for every COLS * W columns (N, gates blocks, line), written
+    """
+    lane, size = lanes_of(packed), block_of(packed)
+    blocks = (h_size + size - 1) // size
+    for _, item in turns(tickets, 0, worker, workers, 1, (vectors + COLS - 1) // COLS * blocks):
+        first, n = item // blocks * COLS, item % blocks
+        stride = min(COLS, vectors - first) * lane
+        unit = n * size
+        rows = min(size, h_size - unit)
+        at = (first * lane * blocks + n * stride) * gates * size
+        for g in range(gates):
+            to, row = at + g * size * stride, (g + turn) % gates * h_size + unit
+            pack_rows(packed, to, stride, source, row, rows, columns, first * lane, size)
 
 
 @kernel
@@ -157,14 +172,9 @@ def column_sums(worker, workers, tickets, rows, columns, a, out):
     """
     lane = lanes_of(a)
     total = stack(a, 1)
-    items = (columns + lane - 1) // lane
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, (columns + lane - 1) // lane):
         column = item * lane
         copy_in(total, 0, out, column, columns - column)
         for n in range(rows):
             add_in(total, 0, a, n * columns + column, columns - column)
         copy_out(out, column, total, 0, columns - column)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)

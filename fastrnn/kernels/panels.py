@@ -2,12 +2,23 @@
 
 A *line* is what one tile row holds: up to COLS vectors side by side. A packed panel is one line for each value of the
 summed index, contiguous, with zeros where the matrix has ended.
+
+Steps and rows. The kernels of a cell go through the steps of one direction; where the rows of a step lie is told by
+
+    at       (T + 1,) int64: step s has its previous states from row at[s] on and writes its own from row at[s + 1]
+    shift    the inputs of step s, its dy and its part of the tape lie from row at[s + 1] - shift on
+    counts   (T + 1,) int64: how many rows take part in step s; never more than before; counts[T] = 0
+    total    rows of x in all steps
+    bounds   (pieces + 1,) int64: the rows that share all steps, when the work is divided by rows
+
+So one kernel serves sequences of one length, forward (at = 0, B, 2B ...) and in reverse, and sequences of different
+lengths, longest first, one step after the other without gaps.
 """
 
 from .._jit import device, part
 from ..simd.target import COLS, ROWS
 from ..simd.tile import tile
-from ..simd.vector import lanes, lanes_of, load, pointwise, store
+from ..simd.vector import block_of, lanes, lanes_of, load, pointwise, store
 
 # Values of the summed index that `tiles` takes at a time: 128 KiB of float32 lines.
 DEPTH = 512
@@ -15,6 +26,9 @@ DEPTH = 512
 # Rows whose pre-activations are in working memory at a time, and the vectors that they take: 24 KiB of the stack.
 CHUNK = 16 * ROWS
 WORK = CHUNK * COLS
+
+# Blocks of a tape for each row and block of hidden units: gates, later their gradients.
+TAPE = 4
 
 
 @pointwise
@@ -87,6 +101,40 @@ def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n
                 c, c_off + r * c_stride, c_stride, rows * (block + 1) // blocks - r, cols,
                 a, a_off + r * r_stride + k, r_stride, min(DEPTH, seg - k), 0, 1, 1, b, b_off + k * line, line,
             )  # fmt: skip
+
+
+@device
+def blocks_for(a, h_size):
+    """Blocks of hidden units in a tape, N."""
+    return (h_size + block_of(a) - 1) // block_of(a)
+
+
+@device
+def panels_for(a, h_size):
+    """Panels of hidden units, P: as many as fill the blocks."""
+    return blocks_for(a, h_size) * (block_of(a) // lanes_of(a))
+
+
+@device
+def tape_at(a, panel, rows, row):
+    """Where the gates of a panel are in a tape (N, rows, 4 blocks); from gate to gate it is a block."""
+    unit, size = panel * lanes_of(a), block_of(a)
+    return (unit // size * rows + row) * TAPE * size + unit % size
+
+
+@device
+def add_biases(to, to_off, b_ih, b_hh, unit, count):
+    """One vector of `to`, written: `count` biases from `unit` on, the sum of both; zeros where there are none."""
+    copy_in(to, to_off, b_ih, unit, min(count, len(b_ih)))
+    add_in(to, to_off, b_hh, unit, min(count, len(b_hh)))
+
+
+@device
+def rows_of(piece, pieces, count, bounds, by_rows):
+    """The rows of a piece in a step of `count` rows, from the first to before the last."""
+    if by_rows:
+        return min(bounds[piece], count), min(bounds[piece + 1], count)
+    return count * piece // pieces, count * (piece + 1) // pieces
 
 
 @device

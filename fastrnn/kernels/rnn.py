@@ -17,11 +17,23 @@ before h, ascending.
 import numpy as np
 
 from .._jit import SMALL, kernel, part
-from ..simd.sync import finish, take, wait
+from ..simd.sync import turns
 from ..simd.target import COLS
 from ..simd.vector import lanes_of, load, pointwise, stack, store
 from .activations import drelu, dsigmoid, dtanh, relu, sigmoid, tanh
-from .panels import CHUNK, WORK, add_in, add_rows, copy_in, copy_out, copy_rows, pack_transposed, tiles
+from .panels import (
+    CHUNK,
+    WORK,
+    add_biases,
+    add_in,
+    add_rows,
+    copy_in,
+    copy_out,
+    copy_rows,
+    pack_transposed,
+    rows_of,
+    tiles,
+)
 
 INDEXED, DY, BY_ROWS = 1, 2, 4
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # their numbers in the kernels
@@ -73,7 +85,9 @@ def sigmoid_backward(dh, dh_off, h, h_off, dz, dz_off, count):
 
 
 @part
-def forward_item(t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, ahead, x, ids, table, w, h0, h, z):
+def forward_item(
+    row0, row1, q, n, before, after, i_size, h_size, h_line, flags, nonlinearity, x, ids, table, w, h0, h, z
+):
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
     first = q * COLS
@@ -82,24 +96,23 @@ def forward_item(t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, a
     at = first * lane * (1 + i_size + h_size)
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
-        n0 = t * batch + r0
         for r in range(rows):
             for k in range(cols):
                 to = r * line + k * lane
                 if flags & INDEXED:
                     unit = (first + k) * lane
-                    copy_in(z, to, table, ids[n0 + r] * h_size + unit, h_size - unit)
+                    copy_in(z, to, table, ids[n + r0 + r] * h_size + unit, h_size - unit)
                 else:
                     copy_in(z, to, w, at + k * lane, lane)
         if not flags & INDEXED:
-            tiles(z, 0, line, rows, cols, x, n0 * i_size, i_size, i_size, 0, 1, w, at + line, line)
+            tiles(z, 0, line, rows, cols, x, (n + r0) * i_size, i_size, i_size, 0, 1, w, at + line, line)
         w_at = at + line * (1 + i_size)
-        tiles(z, 0, line, rows, cols, h0, n0 * h_size, h_size, h_size, 0, 1, w, w_at, line)
+        tiles(z, 0, line, rows, cols, h0, (before + r0) * h_line, h_line, h_size, 0, 1, w, w_at, line)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
                 z_at = r * line + k * lane
-                h_at = (n0 + ahead + r) * h_size + unit
+                h_at = (after + r0 + r) * h_line + unit
                 if nonlinearity == 0:
                     tanh_cell(z, z_at, h, h_at, h_size - unit)
                 elif nonlinearity == 1:
@@ -111,7 +124,13 @@ def forward_item(t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, a
 
 
 @part
-def backward_item(t, row0, row1, q, steps, batch, h_size, flags, nonlinearity, dy, wt, h, dz, dh0, dh):
+def backward_item(
+    row0, row1, q, n, after, ahead, following, h_size, h_line, flags, nonlinearity, dy, wt, h, dz, dh0, dh
+):
+    """Step s with its rows at n and after as in forward_item; before the first step n is -1.
+
+    ahead : n of step s + 1, of whose rows there are `following`
+    """
     lane = lanes_of(wt)
     vectors = (h_size + lane - 1) // lane
     first = q * COLS
@@ -119,25 +138,23 @@ def backward_item(t, row0, row1, q, steps, batch, h_size, flags, nonlinearity, d
     line = cols * lane
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
-        n0 = t * batch + r0
-        for r in range(rows):  # from the step after: the gradient of the final state, or a chain that starts from 0
+        going = max(0, min(rows, following - r0))
+        for r in range(rows):  # from the step after a chain that starts from 0, else the final state's gradient
             for k in range(cols):
                 unit = (first + k) * lane
-                count = h_size - unit if t == steps - 1 else 0
-                copy_in(dh, r * line + k * lane, dh0, (r0 + r) * h_size + unit, count)
-        if t < steps - 1:
-            left = (n0 + batch) * h_size
-            tiles(dh, 0, line, rows, cols, dz, left, h_size, h_size, 0, 1, wt, first * lane * h_size, line)
+                copy_in(dh, r * line + k * lane, dh0, (r0 + r) * h_size + unit, h_size - unit if r >= going else 0)
+        left = (ahead + r0) * h_size
+        tiles(dh, 0, line, going, cols, dz, left, h_size, h_size, 0, 1, wt, first * lane * h_size, line)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
                 count = h_size - unit
                 d_at = r * line + k * lane
-                z_at = (n0 + r) * h_size + unit
-                h_at = z_at + batch * h_size
-                if t >= 0 and flags & DY:
-                    add_in(dh, d_at, dy, z_at, count)
-                if t < 0:
+                z_at = (n + r0 + r) * h_size + unit
+                h_at = (after + r0 + r) * h_line + unit
+                if n >= 0 and flags & DY:
+                    add_in(dh, d_at, dy, (n + r0 + r) * h_line + unit, count)
+                if n < 0:
                     copy_out(dh0, (r0 + r) * h_size + unit, dh, d_at, count)
                 elif nonlinearity == 0:
                     tanh_backward(dh, d_at, h, h_at, dz, z_at, count)
@@ -156,52 +173,45 @@ def backward_item(t, row0, row1, q, steps, batch, h_size, flags, nonlinearity, d
 
 @kernel
 def rnn_forward(
-    worker, workers, tickets, steps, batch, i_size, h_size, flags, nonlinearity, pieces,
-    x, ids, table, w, h,
+    worker, workers, tickets, steps, i_size, h_size, h_line, shift, flags, nonlinearity, pieces,
+    at, counts, bounds, x, ids, table, w, h,
 ):  # fmt: skip
-    """All steps of one layer.
+    """All steps of one direction of one layer. For `at`, `counts`, `bounds`, `shift` and `total` see panels.py.
 
-    flags : INDEXED; BY_ROWS: each of `pieces` row groups goes through all steps alone, else the panels of a step, in
-        `pieces` row groups each, are shared among the workers
-    x : (T, B, I), read; or, with INDEXED,
-    ids : (T, B) int64, read, rows of table : (V, H), U x + b for each x, read
+    flags : INDEXED, BY_ROWS
+    x : (total, I), read; or, with INDEXED,
+    ids : (total,) int64, read, rows of table : (V, H), U x + b for each x, read
     w : packed weights, read
-    h : (T + 1, B, H); h[0] read, h[1:] written
+    h : rows of h_line numbers, H of them used; those of at[0] read, all others written
     """
     lane = lanes_of(w)
     panels = ((h_size + lane - 1) // lane + COLS - 1) // COLS
     z = stack(w, WORK)
-    rounds, length, span = (1, steps, panels) if flags & BY_ROWS else (steps, 1, 1)
-    items = panels // span * pieces
-    for start in range(rounds):
-        wait(tickets, 0, workers, start * items)
-        item = take(tickets, 0, worker, workers, start, items)
-        while item >= 0:
-            first, piece = item // pieces, item % pieces
-            row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
-            for t in range(start, start + length):
-                for q in range(first, first + span):
-                    forward_item(
-                        t, row0, row1, q, batch, i_size, h_size, flags, nonlinearity, batch, x, ids, table, w, h, h, z
-                    )
-            finish(tickets, 0, workers)
-            item = take(tickets, 0, worker, workers, start, items)
-    wait(tickets, 0, workers, rounds * items)
+    length, span = (steps, panels) if flags & BY_ROWS else (1, 1)
+    for start, item in turns(tickets, 0, worker, workers, steps // max(1, length), panels // span * pieces):
+        first, piece = item // pieces, item % pieces
+        for s in range(start * length, start * length + length):
+            row0, row1 = rows_of(piece, pieces, counts[s], bounds, flags & BY_ROWS)
+            for q in range(first, first + span):
+                forward_item(
+                    row0, row1, q, at[s + 1] - shift, at[s], at[s + 1], i_size, h_size, h_line, flags, nonlinearity,
+                    x, ids, table, w, h, h, z,
+                )  # fmt: skip
 
 
 @kernel
 def rnn_backward(
-    worker, workers, tickets, steps, batch, h_size, flags, nonlinearity, pieces,
-    dy, ids, wt, h, dz, dh0, dtable,
+    worker, workers, tickets, steps, h_size, h_line, shift, flags, nonlinearity, pieces,
+    at, counts, bounds, dy, ids, wt, h, dz, dh0, dtable,
 ):  # fmt: skip
-    """All steps of one layer, backwards; then the sums that the rows of a table need.
+    """All steps, backwards; then the sums that the rows of a table need.
 
-    flags : INDEXED, DY; BY_ROWS as in rnn_forward
-    dy : with DY (T, B, H), read
-    ids : with INDEXED (T, B) int64, read
+    flags : INDEXED, DY, BY_ROWS
+    dy : with DY rows of h_line numbers, as x, H of them used, read
+    ids : with INDEXED (total,) int64, read
     wt : W packed by columns, read
-    h : (T + 1, B, H), read
-    dz : (T, B, H), written
+    h : as rnn_forward left it, read
+    dz : (total, H), written
     dh0 : (B, H): gradient of the final state read, of the initial state written
     dtable : with INDEXED (V, H), accumulated
     """
@@ -209,31 +219,24 @@ def rnn_backward(
     vectors = (h_size + lane - 1) // lane
     panels = (vectors + COLS - 1) // COLS
     dh = stack(wt, WORK)
-    rounds, length, span = (1, steps + 1, panels) if flags & BY_ROWS else (steps + 1, 1, 1)
-    items = panels // span * pieces
-    for start in range(rounds):
-        wait(tickets, 0, workers, start * items)
-        item = take(tickets, 0, worker, workers, start, items)
-        while item >= 0:
-            first, piece = item // pieces, item % pieces
-            row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
-            for s in range(start, start + length):
-                for q in range(first, first + span):
-                    backward_item(
-                        steps - 1 - s, row0, row1, q, steps, batch, h_size, flags, nonlinearity,
-                        dy, wt, h, dz, dh0, dh,
-                    )  # fmt: skip
-            finish(tickets, 0, workers)
-            item = take(tickets, 0, worker, workers, start, items)
-    wait(tickets, 0, workers, rounds * items)
+    length, span = (steps + 1, panels) if flags & BY_ROWS else (1, 1)
+    for start, item in turns(tickets, 0, worker, workers, (steps + 1) // length, panels // span * pieces):
+        first, piece = item // pieces, item % pieces
+        for k in range(start * length, start * length + length):
+            s = steps - 1 - k
+            row0, row1 = rows_of(piece, pieces, counts[max(s, 0)], bounds, flags & BY_ROWS)
+            n = at[s + 1] - shift if s >= 0 else -1
+            # After the last step there are no rows, and nothing is read at `ahead`.
+            ahead, following = (at[s + 2] - shift, counts[s + 1]) if s < steps - 1 else (0, 0)
+            for q in range(first, first + span):
+                backward_item(
+                    row0, row1, q, n, at[s + 1], ahead, following, h_size, h_line, flags, nonlinearity,
+                    dy, wt, h, dz, dh0, dh,
+                )  # fmt: skip
     if flags & INDEXED:
-        k = take(tickets, 1, worker, workers, 0, vectors)
-        while k >= 0:
-            for n in range(steps * batch):
+        for _, k in turns(tickets, 1, worker, workers, 1, vectors):
+            for n in range(len(ids)):
                 add_rows(dtable, ids[n] * h_size + k * lane, dz, n * h_size + k * lane, h_size - k * lane)
-            finish(tickets, 1, workers)
-            k = take(tickets, 1, worker, workers, 0, vectors)
-        wait(tickets, 1, workers, vectors)
 
 
 @kernel
@@ -253,7 +256,7 @@ def rnn_step(x, h0, w, nonlinearity, out):
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for q in range((vectors + COLS - 1) // COLS):
-        forward_item(0, 0, batch, q, batch, i_size, h_size, 0, nonlinearity, 0, x, ids, none, w, h0, h, z)
+        forward_item(0, batch, q, 0, 0, 0, i_size, h_size, h_size, 0, nonlinearity, x, ids, none, w, h0, h, z)
     for k in range(0, batch * h_size, lane):
         copy_rows(y, k, h, k, batch * h_size - k)
     return True
@@ -274,17 +277,12 @@ def rnn_pack(worker, workers, tickets, i_size, h_size, u, w, b_ih, b_hh, packed)
     lane = lanes_of(packed)
     vectors = (h_size + lane - 1) // lane
     panels = (vectors + COLS - 1) // COLS
-    q = take(tickets, 0, worker, workers, 0, panels)
-    while q >= 0:
+    for _, q in turns(tickets, 0, worker, workers, 1, panels):
         unit = q * COLS * lane
         line = min(COLS, vectors - q * COLS) * lane
         rows = min(line, h_size - unit)
         at = unit * (1 + i_size + h_size)
         for k in range(0, line, lane):
-            copy_in(packed, at + k, b_ih, unit + k, len(b_ih) - unit - k)
-            add_in(packed, at + k, b_hh, unit + k, len(b_hh) - unit - k)
+            add_biases(packed, at + k, b_ih, b_hh, unit + k, h_size - unit - k)
         pack_transposed(packed, at + line, line, u, unit, rows, i_size, line)
         pack_transposed(packed, at + line * (1 + i_size), line, w, unit, rows, h_size, line)
-        finish(tickets, 0, workers)
-        q = take(tickets, 0, worker, workers, 0, panels)
-    wait(tickets, 0, workers, panels)

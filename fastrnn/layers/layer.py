@@ -19,6 +19,9 @@ class Layer:
     #: whether calls take and return a state
     recurrent = False
 
+    #: whether calls take `lengths`
+    takes_lengths = False
+
     def __init__(self, stores: Mapping[str, Store]) -> None:
         self._stores = dict(stores)
         self.params = Params(self._stores)
@@ -177,3 +180,15 @@ def check_indices(name: str, ids: Any, bound: int, what: str) -> np.ndarray:
     if ids.size and (ids.min() < 0 or ids.max() >= bound):
         raise ValueError(f"{name} holds {ids.min()} to {ids.max()}, expected 0 <= {name} < {what}={bound}")
     return contiguous(ids.astype(np.int64, copy=False))
+
+
+def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray:
+    """`lengths` as int64 (B,), each 0 <= length <= T."""
+    given = np.asarray(lengths)
+    if given.dtype.kind not in "iu" and given.size:
+        raise TypeError(f"lengths has dtype {given.dtype}, expected integers")
+    if given.shape != (batch,):
+        raise ValueError(f"lengths has shape {given.shape}, expected (B,) with B={batch}")
+    if batch and (given.min() < 0 or given.max() > steps):
+        raise ValueError(f"lengths holds {given.min()} to {given.max()}, expected 0 <= lengths <= T={steps}")
+    return given.astype(np.int64)

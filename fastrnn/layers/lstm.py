@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from ..kernels import lstm as kernels
+from ..kernels.panels import TAPE
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
 from . import buffers
-from .products import Panels, add_gradient, multiply
-from .recurrent import Kept, Recurrent
+from .layer import check_size
+from .products import Taped, add_gradient, multiply, pack_tape
+from .recurrent import Recurrent, Run
 
-PEEPHOLES = (None, "diagonal")
+PEEPHOLES = (None, "diagonal", "full")
 
 
 class LSTM(Recurrent):
@@ -23,11 +25,12 @@ class LSTM(Recurrent):
         c = f c' + i g                                 h = o tanh(c)
 
     Hochreiter and Schmidhuber 1997, with the forget gate of Gers, Schmidhuber and Cummins 2000; with
-    peephole="diagonal" i and f see c', o sees c (Graves 2013, equations 7 to 11).
+    peephole="diagonal" i and f see c', o sees c (Graves 2013, equations 7 to 11). With peephole="full", which is not
+    standard and which some notes write, p is a matrix (H, H): p c is a product, and a step has to wait once more.
 
     Parameters as PyTorch's `nn.LSTM`, gates in the order i f g o: `weight_ih_l0` (4H, I), `weight_hh_l0` (4H, H),
-    `bias_ih_l0`, `bias_hh_l0` (4H,), and with peepholes `weight_peep_l0` (3, H), rows i f o. All start uniform in
-    +-1 / sqrt(H).
+    `bias_ih_l0`, `bias_hh_l0` (4H,), and with peepholes `weight_peep_l0` (3, H) or (3, H, H), rows i f o; `_reverse`
+    after it for the second direction. All start uniform in +-1 / sqrt(H).
 
     >>> import fastrnn as fr, numpy as np
     >>> lstm = fr.LSTM(3, 5, seed=0)
@@ -57,30 +60,28 @@ class LSTM(Recurrent):
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
-        if peephole == "full":
-            raise NotImplementedError("peephole='full' is not available yet; there are None and 'diagonal'")
         if peephole not in PEEPHOLES:
-            raise ValueError(f"peephole is {peephole!r}, expected None or 'diagonal'")
+            raise ValueError(f"peephole is {peephole!r}, expected None, 'diagonal' or 'full'")
         self.peephole = peephole
-        extra = [("weight_peep", (3, hidden_size))] if peephole else []
+        h = check_size("hidden_size", hidden_size)
+        extra = [("weight_peep", (3, h) if peephole == "diagonal" else (3, h, h))] if peephole else []
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra
         )
-        self._flags = (kernels.PEEPHOLE if peephole else 0) | (kernels.BIAS if self.bias else 0)
-        self._block = 64 // self.dtype.itemsize
-        self._blocks = -(-self.hidden_size // self._block)
-        self._panels = self._blocks * (self._block // lanes(self.dtype))
+        block = 64 // self.dtype.itemsize
+        self._blocks = -(-self.hidden_size // block)
+        self._panels = self._blocks * (block // lanes(self.dtype))
 
     def init_forget_bias(self, value: float = 1.0) -> None:
         """Sets the forget gate's bias, so that a new network remembers (Gers et al. 2000; Jozefowicz et al. 2015)."""
         if not self.bias:
             raise ValueError("this layer has bias=False; there is no forget bias to set")
         h = self.hidden_size
-        for layer in range(self.num_layers):
-            for name, b in (("bias_ih", value), ("bias_hh", 0.0)):
-                new = self.params[f"{name}_l{layer}"].copy()
-                new[h : 2 * h] = b
-                self.params[f"{name}_l{layer}"] = new
+        for name in self.params:
+            if name.startswith("bias"):
+                new = self.params[name].copy()
+                new[h : 2 * h] = value if name.startswith("bias_ih") else 0.0
+                self.params[name] = new
 
     def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
         if self._quick is not None and lengths is None:
@@ -89,9 +90,9 @@ class LSTM(Recurrent):
             try:
                 if len(x) == 1:
                     h0, c0 = state
-                    version, packed = self._ready
+                    version, packed, peep = self._ready
                     out = np.empty((3, *h0.shape), self.dtype)
-                    if version == self.store.version and self._quick(x, h0, c0, packed, self._flags, out):
+                    if version == self.store.version and self._quick(x, h0, c0, packed, peep, out):
                         y, h, c = out
                         return y, (h, c)
             except (TypeError, ValueError, AttributeError):
@@ -100,125 +101,114 @@ class LSTM(Recurrent):
 
     __call__.__doc__ = Recurrent.__call__.__doc__
 
-    def _compile_step(self, packed: np.ndarray) -> Any:
+    def _compile_step(self, packed: np.ndarray, peep: np.ndarray | None) -> Any:
         a = np.empty((1, 1, 1), self.dtype)
-        return kernels.lstm_step.for_types(a, a, a, packed, 0, np.empty((3, 1, 1, 1), self.dtype))
+        return kernels.lstm_step.for_types(a, a, a, packed, peep, np.empty((3, 1, 1, 1), self.dtype))
 
-    def _run(
-        self,
-        layer: int,
-        steps: int,
-        batch: int,
-        x: np.ndarray | None,
-        ids: np.ndarray,
-        table: np.ndarray,
-        start: tuple[np.ndarray, ...] | None,
-        training: bool,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-        """One layer, forward: h (T + 1, B, H) from the initial state on, the final state, what backward reads."""
-        hidden, empty = self.hidden_size, self._empty
-        i_size = 0 if x is None else x.shape[2]
-        h = buffers.empty((steps + 1, batch, hidden), self.dtype)
-        c = buffers.empty((steps + 1 if training else 1, batch, hidden), self.dtype)
-        h[0], c[0] = start or (0, 0)
-        flags = self._flags & kernels.PEEPHOLE
+    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
+        where, hidden, empty = run.where, self.hidden_size, self._empty
+        training = run.training or self.peephole == "full"
+        c = buffers.empty((where.slots if training else where.batch, hidden), self.dtype)
+        c[where.start if training else slice(None)] = 0 if start is None else start[0]
+        flags = (kernels.INDEXED if run.x is None else 0) | (kernels.TRAINING if training else 0)
         gates = empty
         if training:
-            gates = buffers.empty(self._blocks * steps * batch * 4 * self._block, self.dtype)
-            flags |= kernels.TRAINING
-        if x is None:
-            flags |= kernels.INDEXED
-        share = self._share(steps, batch, i_size, self._panels)
-        if share.by_rows:
-            flags |= kernels.BY_ROWS
+            gates = buffers.empty(self._blocks * run.total * TAPE * (64 // self.dtype.itemsize), self.dtype)
+        share = self._share(run, run.i_size, self._panels)
+        flags |= kernels.BY_ROWS if share.by_rows else 0
         version = self.store.version
-        packed = self.store.made((layer, i_size), lambda: self._pack(layer, i_size))
-        if steps == 1 and layer == 0 and x is not None and not training:
-            self._make_ready(version, packed)
-        work = 4.0 * steps * batch * hidden * (i_size + hidden)
+        packed = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
+        peep, full = self._peepholes(run.name)
+        if where.steps == 1 and run.x is not None and not training:
+            self._make_ready(version, packed, peep)
         launch(
-            kernels.lstm_forward, share.workers, 1, work,
-            steps, batch, i_size, hidden, flags, share.pieces,
-            empty if x is None else x.reshape(-1), ids.reshape(-1), table.reshape(-1), packed,
-            h.reshape(-1), c.reshape(-1), gates,
+            kernels.lstm_forward, share.workers, 1, 4.0 * run.total * hidden * (run.i_size + hidden),
+            where.steps, run.total, run.i_size, hidden, run.line, where.shift, flags, share.pieces,
+            where.at, where.counts, share.bounds,
+            empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, peep, full,
+            run.h, c.reshape(-1), gates,
         )  # fmt: skip
-        return h, (h[-1], c[-1]), (h, c, gates) if training else ()
+        return (c[where.ends] if training else c,), (c, gates) if run.training else None
 
     def _back(
-        self, layer: int, steps: int, batch: int, kept: Kept, dy: np.ndarray | None, dstate: tuple[np.ndarray, ...]
-    ) -> np.ndarray | None:
-        """One layer, backward: dx; `dstate` (dh, dc) goes from the final to the initial state."""
-        h, c, gates = kept.run
-        hidden, empty = self.hidden_size, self._empty
+        self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
+        dx: np.ndarray | None,
+    ) -> np.ndarray | None:  # fmt: skip
+        c, gates = kept
+        where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
         grad = self.store.grad
-        flags = self._flags | (kernels.DY if dy is not None else 0)
+        flags = (kernels.BIAS if self.bias else 0) | (kernels.DY if dy is not None else 0)
         dtable = empty
-        if kept.x is None:
+        if run.x is None:
             flags |= kernels.INDEXED
-            vocab = self.input_size if kept.embedding is None else kept.embedding.num
-            dtable = np.zeros((vocab, 4 * hidden), self.dtype)
-        share = self._share(steps, batch, 0, -(-self._panels // COLS))
-        if share.by_rows:
-            flags |= kernels.BY_ROWS
+            dtable = np.zeros((self._indices(run), 4 * hidden), self.dtype)
+        share = self._share(run, 0, -(-self._panels // COLS))
+        flags |= kernels.BY_ROWS if share.by_rows else 0
         dbias = np.zeros(4 * hidden, self.dtype) if self.bias else empty
-        dpeep = grad(f"weight_peep_l{layer}").reshape(-1) if self.peephole else empty
+        dpeep = grad(f"weight_peep_{name}") if self.peephole else None
         dh, dc = dstate
-        wt = self.store.made((layer, "w"), lambda: self._pack_backward(layer, "weight_hh", self.peephole))
+        tape = Taped(gates, total, hidden, 4)
+        wt = self.store.made((name, "w"), lambda: pack_tape(tape, hidden, self._flat[f"weight_hh_{name}"], True))
+        peep, full = self._peepholes(name, backward=True)
         launch(
-            kernels.lstm_backward, share.workers, 2, 4.0 * steps * batch * hidden * hidden,
-            steps, batch, hidden, flags, share.pieces,
-            empty if dy is None else dy.reshape(-1), kept.ids.reshape(-1), wt, c.reshape(-1), gates,
-            dc.reshape(-1), dh.reshape(-1), dtable.reshape(-1), dbias, dpeep,
+            kernels.lstm_backward, share.workers, 2, 4.0 * total * hidden * hidden,
+            where.steps, total, hidden, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
+            empty if dy is None else dy, run.ids.reshape(-1), wt, peep, full, c.reshape(-1), gates,
+            dc.reshape(-1), dh.reshape(-1), dtable.reshape(-1), dbias, None if peep is None else dpeep.reshape(-1),
         )  # fmt: skip
         if self.bias:
-            grad(f"bias_ih_l{layer}")[:] += dbias
-            grad(f"bias_hh_l{layer}")[:] += dbias
-        rows = steps * batch
-        panels = Panels(rows, 4, hidden, self._block)
-        add_gradient(grad(f"weight_hh_l{layer}"), h[:-1].reshape(rows, hidden), gates, panels)
-        if kept.x is None:
-            self._table_backward(dtable, kept.embedding)
+            grad(f"bias_ih_{name}")[:] += dbias
+            grad(f"bias_hh_{name}")[:] += dbias
+        x, x_line, index = run.before(run.h, run.line)
+        add_gradient(grad(f"weight_hh_{name}"), x, tape, x_line, index)
+        if full is not None:
+            x, x_line, index = run.before(c.reshape(-1), hidden)
+            add_gradient(dpeep[:2].reshape(-1, hidden), x, tape._replace(gates=2), x_line, index)
+            after = c.reshape(-1)[where.shift * hidden :]
+            add_gradient(dpeep[2], after, tape._replace(gates=1, first=3), hidden)
+        if run.x is None:
+            self._table_backward(dtable, run)
             return None
-        i_size = kept.x.shape[2]
-        add_gradient(grad(f"weight_ih_l{layer}"), kept.x.reshape(rows, i_size), gates, panels)
-        ut = self.store.made((layer, "u"), lambda: self._pack_backward(layer, "weight_ih", None))
-        return multiply(gates, ut, i_size, empty, panels).reshape(kept.x.shape)
+        add_gradient(grad(f"weight_ih_{name}"), run.x, tape)
+        ut = self.store.made((name, "u"), lambda: pack_tape(tape, run.i_size, self._flat[f"weight_ih_{name}"]))
+        return multiply(tape, ut, run.i_size, empty, dx)
 
-    def _pack(self, layer: int, i_size: int) -> np.ndarray:
-        hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty
-        b_ih, b_hh = (self._flat[f"{b}_l{layer}"] if self.bias else empty for b in ("bias_ih", "bias_hh"))
-        p = self._flat[f"weight_peep_l{layer}"] if self.peephole else empty
-        packed = buffers.aligned(self._panels * (kernels.HEAD + 4 * (i_size + hidden)) * w, self.dtype)
+    def _pack(self, name: str, i_size: int) -> np.ndarray:
+        hidden, empty = self.hidden_size, self._empty
+        b_ih, b_hh = (self._flat[f"{b}_{name}"] if self.bias else empty for b in ("bias_ih", "bias_hh"))
+        packed = buffers.aligned(self._panels * 4 * (1 + i_size + hidden) * lanes(self.dtype), self.dtype)
         work = 8.0 * packed.size
         launch(
             kernels.lstm_pack, workers_for(work, self._panels), 1, work,
-            i_size, hidden, self._flags, self._flat[f"weight_ih_l{layer}"], self._flat[f"weight_hh_l{layer}"],
-            b_ih, b_hh, p, packed,
+            i_size, hidden, self._flat[f"weight_ih_{name}"], self._flat[f"weight_hh_{name}"], b_ih, b_hh, packed,
         )  # fmt: skip
         return packed
 
-    def _pack_backward(self, layer: int, name: str, peephole: str | None) -> np.ndarray:
-        hidden, w = self.hidden_size, lanes(self.dtype)
-        source = self._flat[f"{name}_l{layer}"]
-        columns = source.size // (4 * hidden)
-        p = self._flat[f"weight_peep_l{layer}"] if peephole else self._empty
-        head = 3 * w * self._panels if peephole else 0
-        vectors = self._panels if name == "weight_hh" else -(-columns // w)
-        packed = buffers.aligned(head + self._blocks * 4 * self._block * vectors * w, self.dtype)
-        work = 4.0 * packed.size
-        items = -(-vectors // COLS) * self._blocks
-        flags = kernels.PEEPHOLE if peephole else 0
-        launch(
-            kernels.lstm_pack_backward,
-            workers_for(work, items),
-            1,
-            work,
-            hidden,
-            columns,
-            vectors,
-            flags,
-            source,
-            p,
-            packed,
-        )
+    def _peepholes(self, name: str, backward: bool = False) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Diagonal and full peepholes as the kernels take them; None for what there is not."""
+        if self.peephole is None:
+            return None, None
+        p = self._flat[f"weight_peep_{name}"]
+        if self.peephole == "diagonal":
+            return self.store.made((name, "p"), lambda: self._pack_diagonal(p)), None
+        make = self._pack_full_backward if backward else self._pack_full
+        return None, self.store.made((name, "p", backward), lambda: make(p))
+
+    def _pack_diagonal(self, p: np.ndarray) -> np.ndarray:
+        w = lanes(self.dtype)
+        padded = np.zeros((3, self._panels * w), self.dtype)
+        padded[:, : self.hidden_size] = p.reshape(3, -1)
+        return np.ascontiguousarray(padded.reshape(3, self._panels, w).swapaxes(0, 1)).reshape(-1)
+
+    def _pack_full(self, p: np.ndarray) -> np.ndarray:
+        packed = buffers.aligned(3 * self._panels * lanes(self.dtype) * self.hidden_size, self.dtype)
+        work = 8.0 * packed.size
+        launch(kernels.lstm_pack_full, workers_for(work, self._panels), 1, work, self.hidden_size, p, packed)
         return packed
+
+    def _pack_full_backward(self, p: np.ndarray) -> np.ndarray:
+        hidden = self.hidden_size
+        i_f = Taped(self._empty, 0, hidden, 2)
+        o = i_f._replace(gates=1)
+        both = (pack_tape(i_f, hidden, p, True), pack_tape(o, hidden, p[2 * hidden * hidden :], True))
+        return np.concatenate(both)

@@ -7,27 +7,40 @@ from typing import NamedTuple
 import numpy as np
 
 from ..kernels import matmul
-from ..kernels.panels import CHUNK
+from ..kernels.panels import CHUNK, TAPE
 from ..simd.target import COLS, ROWS, lanes
+from ..simd.vector import block
 from ..threads import launch, workers_for
 from . import buffers
+from .layout import NONE
 
 
-class Panels(NamedTuple):
-    """A left operand (N, gates * height) whose columns lie in panels: the gates of a tape."""
+class Taped(NamedTuple):
+    """A left operand (N, gates * H) that is part of a tape (blocks, N, TAPE blocks)."""
 
+    a: np.ndarray  # flat
     rows: int  # N
+    hidden: int  # H
     gates: int
-    height: int  # H
-    width: int  # hidden units in a panel
+    first: int = 0  # the first of these gates in the tape
+    turn: int = 0  # gate g of them belongs to gate (g + turn) % gates of the weights
+
+    @property
+    def block(self) -> int:
+        return block(self.a)
 
     @property
     def line(self) -> int:
-        return self.gates * self.width
+        return TAPE * self.block
 
     @property
-    def count(self) -> int:
-        return -(-self.height // self.width)
+    def start(self) -> np.ndarray:
+        """From the first of these gates on."""
+        return self.a[self.first * self.block :]
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.hidden // self.block)
 
 
 def pack(rows: int, columns: int, source: np.ndarray, transposed: bool) -> np.ndarray:
@@ -40,36 +53,57 @@ def pack(rows: int, columns: int, source: np.ndarray, transposed: bool) -> np.nd
     return packed
 
 
+def pack_tape(tape: Taped, columns: int, source: np.ndarray, whole: bool = False) -> np.ndarray:
+    """B (gates H, columns) packed for products with `tape`; `whole`: as many columns as the tape has units."""
+    w = lanes(source.dtype)
+    vectors = tape.blocks * (tape.block // w) if whole else -(-columns // w)
+    packed = buffers.aligned(tape.blocks * tape.gates * tape.block * vectors * w, source.dtype)
+    work = 4.0 * packed.size
+    workers = workers_for(work, -(-vectors // COLS) * tape.blocks)
+    launch(
+        matmul.pack_tape, workers, 1, work, tape.hidden, columns, vectors, tape.gates, tape.turn, source, packed
+    )  # fmt: skip
+    return packed
+
+
 def multiply(
-    a: np.ndarray, packed: np.ndarray, columns: int, bias: np.ndarray, panels: Panels | None = None
+    a: np.ndarray | Taped, packed: np.ndarray, columns: int, bias: np.ndarray, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """bias + a B, (N, columns), for a (N, K) row-major or in panels; bias (columns,) or empty."""
-    if panels is None:
-        rows, r_stride, seg, seg_stride, n_seg = a.shape[0], a.shape[1], a.shape[1], 0, 1
+    """bias + a B, (N, columns), for a (N, K) row-major or a tape; bias (columns,) or empty. It is added to `out`."""
+    if isinstance(a, Taped):
+        rows, seg, n_seg = a.rows, a.gates * a.block, a.blocks
+        left, r_stride, seg_stride = a.start, a.line, a.rows * a.line
     else:
-        rows, r_stride, seg, seg_stride, n_seg = (
-            panels.rows, panels.line, panels.line, panels.rows * panels.line, panels.count,
-        )  # fmt: skip
+        rows, seg, n_seg = a.shape[0], a.shape[1], 1
+        left, r_stride, seg_stride = a.reshape(-1), seg, 0
     work = float(rows) * columns * seg * n_seg
     pieces = -(-rows // (CHUNK // 2))
     workers = workers_for(work, pieces)
-    out = buffers.empty((rows, columns), a.dtype)
+    add = out is not None
+    if out is None:
+        out = buffers.empty((rows, columns), packed.dtype)
     launch(
         matmul.product, workers, 1, work,
-        rows, columns, pieces, a.reshape(-1), r_stride, seg, seg_stride, n_seg, packed, bias, out.reshape(-1),
+        rows, columns, pieces, add, left, r_stride, seg, seg_stride, n_seg, packed, bias, out.reshape(-1),
     )  # fmt: skip
     return out
 
 
-def add_gradient(out: np.ndarray, x: np.ndarray, a: np.ndarray, panels: Panels | None = None) -> None:
-    """out (M, columns) += a^T x for x (N, columns) and a (N, M), row-major or in panels."""
-    rows, columns = x.shape
+def add_gradient(
+    out: np.ndarray, x: np.ndarray, a: np.ndarray | Taped, line: int | None = None, index: np.ndarray = NONE
+) -> None:
+    """out (M, columns) += a^T x for x (N, columns) and a (N, M), row-major or a tape.
+
+    With `line`, row n of x lies at n * line (or index[n] * line) of the flat `x`.
+    """
+    columns = out.shape[1]
     w = lanes(x.dtype)
-    if panels is None:
-        gates, height, width, panel_stride, k_stride = 1, out.shape[0], COLS * w, COLS * w, out.shape[0]
+    if isinstance(a, Taped):
+        rows, gates, turn, height, width = a.rows, a.gates, a.turn, a.hidden, a.block
+        left, panel_stride, k_stride = a.start, rows * a.line, a.line
     else:
-        gates, height, width = panels.gates, panels.height, panels.width
-        panel_stride, k_stride = rows * panels.line, panels.line
+        rows, gates, turn, height, width = a.shape[0], 1, 0, out.shape[0], COLS * w
+        left, panel_stride, k_stride = a.reshape(-1), width, out.shape[0]
     groups, count = -(-columns // (COLS * w)), -(-height // width)
     work = float(rows) * columns * gates * height
     workers = workers_for(work, groups * count)
@@ -77,8 +111,8 @@ def add_gradient(out: np.ndarray, x: np.ndarray, a: np.ndarray, panels: Panels |
     scratch = np.empty(workers * (matmul.BLOCK + ROWS) * COLS * w, x.dtype)
     launch(
         matmul.gradient, workers, 1, work,
-        rows, columns, pieces, a.reshape(-1), panel_stride, k_stride, gates, width, height,
-        x.reshape(-1), out.reshape(-1), scratch,
+        rows, columns, pieces, left, panel_stride, k_stride, gates, turn, width, height,
+        x.reshape(-1), columns if line is None else line, index, out.reshape(-1), scratch,
     )  # fmt: skip
 
 

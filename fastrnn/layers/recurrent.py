@@ -1,7 +1,7 @@
-"""Stacks of recurrent layers: what RNN and LSTM share above their kernels.
+"""Stacks of recurrent layers: what RNN, LSTM and GRU share above their kernels.
 
-A cell's own file says how one layer of it runs; here are the arguments, the stacking, the dropout between layers, and
-the products over all steps.
+A cell's own file says how one direction of one layer runs; here are the arguments, the stacking, the directions, the
+lengths and the dropout between layers.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from numba.core import config
 
 from ..simd.target import ROWS
 from ..threads import workers_for
+from . import buffers
 from .layer import (
     Layer,
     Tape,
     check_array,
     check_dtype,
     check_indices,
+    check_lengths,
     check_probability,
     check_size,
     check_tape,
 )
+from .layout import Direction, Layout, ragged, uniform
 from .products import add_gradient, multiply, pack
 from .store import Store
 
@@ -39,27 +42,48 @@ class Embedded(NamedTuple):
 
 
 class Share(NamedTuple):
-    """How the work of one layer is divided."""
+    """How the work of one direction of one layer is divided."""
 
     workers: int
     by_rows: bool
     pieces: int
+    bounds: np.ndarray
+
+
+class Run(NamedTuple):
+    """One direction of one layer in one call: what its forward and its backward work on."""
+
+    name: str  # of the parameters: "l0", "l0_reverse"
+    where: Direction
+    total: int  # rows of x
+    x: np.ndarray | None  # (total, I)
+    ids: np.ndarray  # (total,), or empty
+    embedding: Any  # Embedding or None
+    h: np.ndarray  # states, flat from the first of this direction on
+    line: int  # from row to row of them
+    training: bool
+
+    @property
+    def i_size(self) -> int:
+        return 0 if self.x is None else self.x.shape[1]
+
+    def before(self, states: np.ndarray, line: int) -> tuple[np.ndarray, int, np.ndarray]:
+        """The state before each row's input, as `add_gradient` takes it: x, line, index."""
+        return states[self.where.previous * line :], line, self.where.index
 
 
 class Kept(NamedTuple):
     """One layer's part of a tape."""
 
-    x: np.ndarray | None  # (T, B, I)
-    ids: np.ndarray  # (T, B), or empty
-    embedding: Any  # Embedding or None
     mask: np.ndarray | None  # what x was multiplied by (dropout)
-    run: tuple[np.ndarray, ...]  # the cell's own
+    runs: list[tuple[Run, Any]]  # for each direction, with what the cell's own forward kept
 
 
 class Recurrent(Layer):
-    """The base of RNN and LSTM."""
+    """The base of RNN, LSTM and GRU."""
 
     recurrent = True
+    takes_lengths = True
     gates: int  # rows of weight_ih in units of H
     states: int  # 1: h; 2: (h, c)
 
@@ -76,8 +100,6 @@ class Recurrent(Layer):
         seed: int | None,
         extra: Sequence[tuple[str, tuple[int, ...]]] = (),
     ) -> None:
-        if bidirectional:
-            raise NotImplementedError("bidirectional=True is not available yet; run a second layer over x[::-1]")
         self.input_size = check_size("input_size", input_size)
         self.hidden_size = h = check_size("hidden_size", hidden_size)
         self.num_layers = check_size("num_layers", num_layers)
@@ -85,22 +107,33 @@ class Recurrent(Layer):
         self.dropout = check_probability("dropout", dropout)
         self.dtype = check_dtype(dtype)
         self.rng = np.random.default_rng(seed)
+        self.bidirectional = bool(bidirectional)
+        self.directions = 2 if self.bidirectional else 1
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(self.num_layers):
-            shapes[f"weight_ih_l{layer}"] = (self.gates * h, self.input_size if layer == 0 else h)
-            shapes[f"weight_hh_l{layer}"] = (self.gates * h, h)
-            if self.bias:
-                shapes[f"bias_ih_l{layer}"] = shapes[f"bias_hh_l{layer}"] = (self.gates * h,)
-            for name, shape in extra:
-                shapes[f"{name}_l{layer}"] = shape
+            for name in self._names(layer):
+                shapes[f"weight_ih_{name}"] = (self.gates * h, self.input_size if layer == 0 else self.directions * h)
+                shapes[f"weight_hh_{name}"] = (self.gates * h, h)
+                if self.bias:
+                    shapes[f"bias_ih_{name}"] = shapes[f"bias_hh_{name}"] = (self.gates * h,)
+                for kind, shape in extra:
+                    shapes[f"{kind}_{name}"] = shape
         self.store = Store(shapes, self.dtype)
         super().__init__({"": self.store})
         bound = 1 / math.sqrt(h)
         self.store.assign({name: self.rng.uniform(-bound, bound, shape) for name, shape in shapes.items()})
         self._empty = np.empty(0, self.dtype)
         self._quick: Any = None  # the compiled step, once a step has been made
-        self._ready: tuple[int, Any] = (-1, None)  # packed weights for it, and the version that they were made from
+        self._ready: tuple[Any, ...] = (
+            -1,
+            None,
+            None,
+        )  # packed weights for it, and the version that they were made from
         self._flat = {name: self._read(name) for name in shapes}
+
+    def _names(self, layer: int) -> list[str]:
+        """How the parameters of each direction of a layer end."""
+        return [f"l{layer}", f"l{layer}_reverse"][: self.directions]
 
     def _read(self, name: str) -> np.ndarray:
         """Parameter `name`, flat, as kernels take it."""
@@ -111,12 +144,14 @@ class Recurrent(Layer):
 
     def init_orthogonal(self) -> None:
         """Makes the recurrent matrix of each gate orthogonal (Saxe, McClelland and Ganguli 2014)."""
-        for layer in range(self.num_layers):
+        for name in self.params:
+            if not name.startswith("weight_hh"):
+                continue
             parts = []
             for _ in range(self.gates):
                 q, r = np.linalg.qr(self.rng.standard_normal((self.hidden_size, self.hidden_size)))
                 parts.append(q * np.sign(np.diag(r)))
-            self.params[f"weight_hh_l{layer}"] = np.concatenate(parts)
+            self.params[name] = np.concatenate(parts)
 
     # -- calls ------------------------------------------------------------------------------------------
 
@@ -124,8 +159,12 @@ class Recurrent(Layer):
         """Inference: `y, state`; nothing is kept.
 
         x : (T, B, I), or (B, T, I) with batch_first; or integers (T, B), which stand for one-hot rows
-        state : h (L, B, H), for an LSTM (h, c); zeros if None
-        y : (T, B, H), or (B, T, H) with batch_first
+        state : h (L*D, B, H), for an LSTM (h, c); zeros if None. D: 2 if bidirectional, else 1
+        lengths : (B,) integers, how many steps each row has, in any order, 0 too; all T if None
+        y : (T, B, D*H), or (B, T, D*H) with batch_first; with two directions the forward one's half comes first
+
+        With lengths, y is zero past a row's end, the final state is that of its last step, and the reverse direction
+        starts at its end. Their cost is that of the steps there are.
         """
         y, final, _ = self._forward(x, state, lengths, training=False)
         return y, final
@@ -140,28 +179,58 @@ class Recurrent(Layer):
         return y, final, tape
 
     def _forward(self, x: Any, state: Any, lengths: Any, training: bool) -> tuple[np.ndarray, Any, Any]:
-        if lengths is not None:
-            raise NotImplementedError("lengths is not available yet; pass sequences of one length")
         x, ids, embedding = self._input(x)
         steps, batch = (ids if x is None else x).shape[:2]
-        first = self._state("state", state, batch)
-        final = tuple(np.empty((self.num_layers, batch, self.hidden_size), self.dtype) for _ in range(self.states))
+        layout = self._layout(steps, batch, lengths)
+        given = self._state("state", state, batch)
+        first = None if given is None else tuple(layout.sort(s) for s in given)
+        H, D = self.hidden_size, self.directions
+        final = tuple(np.empty((self.num_layers * D, batch, H), self.dtype) for _ in range(self.states))
+        if x is None:
+            ids = layout.pack(ids)
+        else:
+            x = layout.pack(x)
         kept = []
         for layer in range(self.num_layers):
             mask = None
             if training and layer and self.dropout:
                 mask = self.mask(x.shape)
                 x = x * mask
-            table = self._empty if x is not None else self._table(ids, embedding)
-            start = None if first is None else tuple(s[layer] for s in first)
-            h, end, run = self._run(layer, steps, batch, x, ids, table, start, training)
-            for s, e in zip(final, end, strict=True):
-                s[layer] = e
-            kept.append(Kept(x, ids, embedding, mask, run))
-            x, ids, embedding = h[1:], NO_IDS, None
-        y = x.swapaxes(0, 1).copy() if self.batch_first else x[:]
-        tape = Tape(self, (steps, batch), kept) if training else None
+            h = buffers.empty((layout.directions[0].slots, D * H), self.dtype)
+            runs = []
+            for d, (name, where) in enumerate(zip(self._names(layer), layout.directions, strict=True)):
+                k = layer * D + d
+                start = None if first is None else tuple(s[k] for s in first)
+                if where.turned is None:
+                    own, column, xd, idsd = h, d * H, x, ids
+                else:  # each row turned within its own length
+                    own, column = buffers.empty((where.slots, H), self.dtype), 0
+                    xd, idsd = None if x is None else x[where.turned], ids[where.turned] if x is None else ids
+                own[where.start, column : column + H] = 0 if start is None else start[0]
+                flat = own.reshape(-1)[column:]
+                run = Run(name, where, layout.total, xd, idsd, embedding, flat, own.shape[1], training)
+                rest, tape = self._run(run, None if start is None else start[1:])
+                final[0][k] = own[where.ends, column : column + H]
+                for s, end in zip(final[1:], rest, strict=True):
+                    s[k] = end
+                if where.turned is not None:
+                    h[batch:, d * H :] = own[batch:][where.turned]
+                if training:
+                    runs.append((run, tape))
+            kept.append(Kept(mask, runs))
+            x, ids, embedding = h[batch : batch + layout.total], NO_IDS, None
+        y = layout.unpack(x)
+        y = y.swapaxes(0, 1).copy() if self.batch_first else y
+        tape = Tape(self, (steps, batch), (layout, kept)) if training else None
+        final = tuple(layout.unsort(s) for s in final)
         return y, final if self.states > 1 else final[0], tape
+
+    def _layout(self, steps: int, batch: int, lengths: Any) -> Layout:
+        if lengths is not None:
+            lengths = check_lengths(lengths, steps, batch)
+            if (lengths < steps).any():
+                return ragged(steps, lengths, self.directions)
+        return uniform(steps, batch, self.directions)
 
     def mask(self, shape: tuple[int, ...]) -> np.ndarray:
         """Dropout: 0 with probability `dropout`, else 1 / (1 - dropout)."""
@@ -177,25 +246,37 @@ class Recurrent(Layer):
         Backpropagation through time (Werbos 1990). The tape is used up.
         """
         steps, batch = check_tape(tape).shape
+        H, D = self.hidden_size, self.directions
+        sizes = {"T": steps, "B": batch, "D*H" if D > 1 else "H": D * H}
         if dy is not None:
-            if self.batch_first:
-                dy = check_array("dy", dy, self.dtype, "B T H", {"B": batch, "T": steps, "H": self.hidden_size})
-                dy = dy.swapaxes(0, 1).copy()
-            else:
-                dy = check_array("dy", dy, self.dtype, "T B H", {"T": steps, "B": batch, "H": self.hidden_size})
+            letters = ("B T " if self.batch_first else "T B ") + ("D*H" if D > 1 else "H")
+            dy = check_array("dy", dy, self.dtype, letters, sizes)
+            dy = dy.swapaxes(0, 1).copy() if self.batch_first else dy
         given = self._state("dstate", dstate, batch)
-        shape = (self.num_layers, batch, self.hidden_size)
-        d = tuple(np.zeros(shape, self.dtype) if given is None else given[k].copy() for k in range(self.states))
-        kept = tape.open(self)
+        layout, kept = tape.open(self)
+        zeros = np.zeros((self.num_layers * D, batch, H), self.dtype)
+        d_all = tuple(zeros.copy() if given is None else layout.sort(given[k].copy()) for k in range(self.states))
+        dx = None if dy is None else layout.pack(dy)
         with self.store._lock:  # gradients of two threads are added one after the other
             for layer in reversed(range(self.num_layers)):
-                one = kept.pop()
-                dy = self._back(layer, steps, batch, one, dy, tuple(s[layer] for s in d))
+                one, dy, dx = kept.pop(), dx, None
+                for d, (run, own) in enumerate(one.runs):
+                    dstate = tuple(s[layer * D + d] for s in d_all)
+                    turned = run.where.turned
+                    if turned is None:
+                        dx = self._back(run, own, None if dy is None else dy.reshape(-1)[d * H :], D * H, dstate, dx)
+                    else:
+                        dyd = None if dy is None else np.ascontiguousarray(dy[:, d * H :][turned]).reshape(-1)
+                        back = self._back(run, own, dyd, H, dstate, None)
+                        if back is not None:
+                            dx += back[turned]
                 if one.mask is not None:
-                    dy *= one.mask
-        if dy is not None and self.batch_first:
-            dy = dy.swapaxes(0, 1).copy()
-        return dy, d if self.states > 1 else d[0]
+                    dx *= one.mask
+        if dx is not None:
+            dx = layout.unpack(dx)
+            dx = dx.swapaxes(0, 1).copy() if self.batch_first else dx
+        d_all = tuple(layout.unsort(s) for s in d_all)
+        return dx, d_all if self.states > 1 else d_all[0]
 
     # -- arguments --------------------------------------------------------------------------------------
 
@@ -223,70 +304,82 @@ class Recurrent(Layer):
     def _state(self, name: str, state: Any, batch: int) -> tuple[np.ndarray, ...] | None:
         if state is None:
             return None
-        sizes = {"L": self.num_layers, "B": batch, "H": self.hidden_size}
+        letters = "L*D B H" if self.bidirectional else "L B H"
+        sizes = {letters.split()[0]: self.num_layers * self.directions, "B": batch, "H": self.hidden_size}
         if self.states == 1:
-            return (check_array(name, state, self.dtype, "L B H", sizes),)
+            return (check_array(name, state, self.dtype, letters, sizes),)
         if not isinstance(state, tuple | list) or len(state) != self.states:
             raise TypeError(f"{name} is {type(state).__name__}, expected a pair (h, c)")
-        return tuple(check_array(f"{name}[{k}]", s, self.dtype, "L B H", sizes) for k, s in enumerate(state))
+        return tuple(check_array(f"{name}[{k}]", s, self.dtype, letters, sizes) for k, s in enumerate(state))
 
-    def _make_ready(self, version: int, packed: np.ndarray) -> None:
+    def _make_ready(self, version: int, *packed: Any) -> None:
         """Lets later steps take the quick way, as long as the parameters are of this version."""
-        if self.num_layers > 1 or self.batch_first or config.DISABLE_JIT:
+        if self.num_layers * self.directions > 1 or self.batch_first or config.DISABLE_JIT:
             return
-        self._ready = (version, packed)
+        self._ready = (version, *packed)
         if self._quick is None:
-            self._quick = self._compile_step(packed)
+            self._quick = self._compile_step(*packed)
 
     # -- what cells call ----------------------------------------------------------------------------------
 
-    def _share(self, steps: int, batch: int, i_size: int, panels: int) -> Share:
+    def _share(self, run: Run, i_size: int, panels: int) -> Share:
         """Who computes what. Results do not depend on it."""
+        batch = run.where.batch
         depth = i_size + self.hidden_size
-        work = self.gates * self.hidden_size * depth * batch
-        workers = workers_for(work * steps, panels * batch)
-        if workers == 1:
-            return Share(1, True, 1)
-        # Rows need no waiting at each step, but every worker then streams all weights: they must stay in its cache.
-        small = self.gates * self.hidden_size * depth * self.dtype.itemsize <= 1 << 19
-        if batch >= workers and (panels == 1 or (small and batch >= 2 * workers)):
-            return Share(workers, True, workers)
-        pieces = 1
-        while panels * pieces < 4 * workers and batch >= 2 * pieces * ROWS:
-            pieces *= 2
-        return Share(workers, False, pieces)
+        work = float(self.gates * self.hidden_size * depth * run.total)
+        workers = workers_for(work, panels * batch)
+        pieces, by_rows = 1, True
+        if workers > 1:
+            # Rows need no waiting at each step, but every worker then streams all weights: they must stay in its cache.
+            small = self.gates * self.hidden_size * depth * self.dtype.itemsize <= 1 << 19
+            by_rows = batch >= workers and (panels == 1 or (small and batch >= 2 * workers))
+            if by_rows:
+                pieces = workers
+            while not by_rows and panels * pieces < 4 * workers and batch >= 2 * pieces * ROWS:
+                pieces *= 2
+        return Share(workers, by_rows, pieces, run.where.bounds(pieces))
 
-    def _table(self, ids: np.ndarray, embedding: Any) -> np.ndarray:
-        """(V, G H): U x + b for every input x that an index can stand for."""
-        held = self.store.made("table", list)
+    def _indices(self, run: Run) -> int:
+        """How many different inputs an index can stand for."""
+        return self.input_size if run.embedding is None else run.embedding.num
+
+    def _table(self, run: Run) -> np.ndarray:
+        """(V G H,): U x + b for every input x that an index can stand for; empty for other inputs."""
+        if run.x is not None:
+            return self._empty
+        name, embedding = run.name, run.embedding
+        held = self.store.made(("table", name), list)
         source = (None, 0) if embedding is None else (embedding.store, embedding.store.version)
         for of, table in held:
             if of[0] is source[0] and of[1] == source[1]:
                 return table
-        u = self._flat["weight_ih_l0"]
+        u = self._flat[f"weight_ih_{name}"]
         if embedding is None:
             table = np.ascontiguousarray(u.reshape(-1, self.input_size).T)
             if self.bias:
-                table += self._bias()
+                table += self._bias(name)
         else:
             rows = self.gates * self.hidden_size
             packed = pack(self.input_size, rows, u, transposed=True)
-            bias = self._bias() if self.bias else self._empty
+            bias = self._bias(name) if self.bias else self._empty
             table = multiply(embedding.flat.reshape(-1, embedding.dim), packed, rows, bias)
+        table = table.reshape(-1)
         held[:] = [(source, table)]
         return table
 
-    def _bias(self) -> np.ndarray:
-        return self._flat["bias_ih_l0"] + self._flat["bias_hh_l0"]
+    def _bias(self, name: str) -> np.ndarray:
+        """What is added to U x before the product with h'."""
+        return self._flat[f"bias_ih_{name}"] + self._flat[f"bias_hh_{name}"]
 
-    def _table_backward(self, dtable: np.ndarray, embedding: Any) -> None:
+    def _table_backward(self, dtable: np.ndarray, run: Run) -> None:
         """Adds the gradient of the table to those of what it was made from (the bias apart)."""
-        du = self.store.grad("weight_ih_l0")
+        embedding = run.embedding
+        du = self.store.grad(f"weight_ih_{run.name}")
         if embedding is None:
             du += dtable.T
             return
         rows = self.gates * self.hidden_size
         weight = embedding.flat.reshape(-1, embedding.dim)
         add_gradient(du, weight, dtable)
-        packed = pack(rows, self.input_size, self._flat["weight_ih_l0"], transposed=False)
+        packed = pack(rows, self.input_size, self._flat[f"weight_ih_{run.name}"], transposed=False)
         embedding.add_grad(multiply(dtable, packed, self.input_size, self._empty))

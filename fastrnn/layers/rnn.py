@@ -11,7 +11,7 @@ from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
 from . import buffers
 from .products import add_column_sums, add_gradient, multiply, pack
-from .recurrent import Kept, Recurrent
+from .recurrent import Recurrent, Run
 
 
 class RNN(Recurrent):
@@ -20,7 +20,7 @@ class RNN(Recurrent):
         h = F(U x + W h' + b)          F: "tanh", "relu", "sigmoid" or "identity"
 
     Elman 1990. Parameters as PyTorch's `nn.RNN`: `weight_ih_l0` (H, I), `weight_hh_l0` (H, H), `bias_ih_l0`,
-    `bias_hh_l0` (H,). All start uniform in +-1 / sqrt(H).
+    `bias_hh_l0` (H,); `_reverse` after it for the second direction. All start uniform in +-1 / sqrt(H).
 
     >>> import fastrnn as fr, numpy as np
     >>> rnn = fr.RNN(3, 5, nonlinearity="relu", seed=0)
@@ -77,78 +77,64 @@ class RNN(Recurrent):
         a = np.empty((1, 1, 1), self.dtype)
         return kernels.rnn_step.for_types(a, a, packed, 0, np.empty((2, 1, 1, 1), self.dtype))
 
-    def _run(
-        self,
-        layer: int,
-        steps: int,
-        batch: int,
-        x: np.ndarray | None,
-        ids: np.ndarray,
-        table: np.ndarray,
-        start: tuple[np.ndarray, ...] | None,
-        training: bool,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-        """One layer, forward: h (T + 1, B, H) from the initial state on, the final state, what backward reads."""
-        hidden, empty = self.hidden_size, self._empty
-        i_size = 0 if x is None else x.shape[2]
-        h = buffers.empty((steps + 1, batch, hidden), self.dtype)
-        h[0] = start[0] if start else 0
-        share = self._share(steps, batch, i_size, self._panels)
-        flags = (kernels.INDEXED if x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
+    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
+        where, hidden, empty = run.where, self.hidden_size, self._empty
+        share = self._share(run, run.i_size, self._panels)
+        flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         version = self.store.version
-        packed = self.store.made((layer, i_size), lambda: self._pack(layer, i_size))
-        if steps == 1 and layer == 0 and x is not None and not training:
+        packed = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
+        if where.steps == 1 and run.x is not None and not run.training:
             self._make_ready(version, packed)
         launch(
-            kernels.rnn_forward, share.workers, 1, float(steps) * batch * hidden * (i_size + hidden),
-            steps, batch, i_size, hidden, flags, self._number, share.pieces,
-            empty if x is None else x.reshape(-1), ids.reshape(-1), table.reshape(-1), packed, h.reshape(-1),
+            kernels.rnn_forward, share.workers, 1, float(run.total) * hidden * (run.i_size + hidden),
+            where.steps, run.i_size, hidden, run.line, where.shift, flags, self._number, share.pieces,
+            where.at, where.counts, share.bounds,
+            empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, run.h,
         )  # fmt: skip
-        return h, (h[-1],), (h,)
+        return (), None
 
     def _back(
-        self, layer: int, steps: int, batch: int, kept: Kept, dy: np.ndarray | None, dstate: tuple[np.ndarray, ...]
-    ) -> np.ndarray | None:
-        """One layer, backward: dx; `dstate` (dh,) goes from the final to the initial state."""
-        (h,) = kept.run
-        hidden, empty = self.hidden_size, self._empty
+        self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
+        dx: np.ndarray | None,
+    ) -> np.ndarray | None:  # fmt: skip
+        where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
         grad = self.store.grad
-        share = self._share(steps, batch, 0, self._panels)
+        share = self._share(run, 0, self._panels)
         flags = (kernels.DY if dy is not None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         dtable = empty
-        if kept.x is None:
+        if run.x is None:
             flags |= kernels.INDEXED
-            vocab = self.input_size if kept.embedding is None else kept.embedding.num
-            dtable = np.zeros((vocab, hidden), self.dtype)
-        dz = buffers.empty((steps * batch, hidden), self.dtype)
-        wt = self.store.made((layer, "w"), lambda: pack(hidden, hidden, self._flat[f"weight_hh_l{layer}"], False))
+            dtable = np.zeros((self._indices(run), hidden), self.dtype)
+        dz = buffers.empty((total, hidden), self.dtype)
+        wt = self.store.made((name, "w"), lambda: pack(hidden, hidden, self._flat[f"weight_hh_{name}"], False))
         launch(
-            kernels.rnn_backward, share.workers, 2, float(steps) * batch * hidden * hidden,
-            steps, batch, hidden, flags, self._number, share.pieces,
-            empty if dy is None else dy.reshape(-1), kept.ids.reshape(-1), wt, h.reshape(-1), dz.reshape(-1),
+            kernels.rnn_backward, share.workers, 2, float(total) * hidden * hidden,
+            where.steps, hidden, run.line, where.shift, flags, self._number, share.pieces,
+            where.at, where.counts, share.bounds,
+            empty if dy is None else dy, run.ids.reshape(-1), wt, run.h, dz.reshape(-1),
             dstate[0].reshape(-1), dtable.reshape(-1),
         )  # fmt: skip
         if self.bias:
             dbias = np.zeros(hidden, self.dtype)
             add_column_sums(dbias, dz)
-            grad(f"bias_ih_l{layer}")[:] += dbias
-            grad(f"bias_hh_l{layer}")[:] += dbias
-        add_gradient(grad(f"weight_hh_l{layer}"), h[:-1].reshape(-1, hidden), dz)
-        if kept.x is None:
-            self._table_backward(dtable, kept.embedding)
+            grad(f"bias_ih_{name}")[:] += dbias
+            grad(f"bias_hh_{name}")[:] += dbias
+        x, x_line, index = run.before(run.h, run.line)
+        add_gradient(grad(f"weight_hh_{name}"), x, dz, x_line, index)
+        if run.x is None:
+            self._table_backward(dtable, run)
             return None
-        i_size = kept.x.shape[2]
-        add_gradient(grad(f"weight_ih_l{layer}"), kept.x.reshape(-1, i_size), dz)
-        ut = self.store.made((layer, "u"), lambda: pack(hidden, i_size, self._flat[f"weight_ih_l{layer}"], False))
-        return multiply(dz, ut, i_size, empty).reshape(kept.x.shape)
+        add_gradient(grad(f"weight_ih_{name}"), run.x, dz)
+        ut = self.store.made((name, "u"), lambda: pack(hidden, run.i_size, self._flat[f"weight_ih_{name}"], False))
+        return multiply(dz, ut, run.i_size, empty, dx)
 
-    def _pack(self, layer: int, i_size: int) -> np.ndarray:
+    def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty
-        b_ih, b_hh = (self._flat[f"{b}_l{layer}"] if self.bias else empty for b in ("bias_ih", "bias_hh"))
+        b_ih, b_hh = (self._flat[f"{b}_{name}"] if self.bias else empty for b in ("bias_ih", "bias_hh"))
         packed = buffers.aligned(-(-hidden // w) * w * (1 + i_size + hidden), self.dtype)
         work = 8.0 * packed.size
         launch(
             kernels.rnn_pack, workers_for(work, self._panels), 1, work,
-            i_size, hidden, self._flat[f"weight_ih_l{layer}"], self._flat[f"weight_hh_l{layer}"], b_ih, b_hh, packed,
+            i_size, hidden, self._flat[f"weight_ih_{name}"], self._flat[f"weight_hh_{name}"], b_ih, b_hh, packed,
         )  # fmt: skip
         return packed

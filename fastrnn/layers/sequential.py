@@ -45,6 +45,7 @@ class Sequential(Layer):
                 raise ValueError(f"layers[{k}] is in the list twice; its tape and gradients would be mixed up")
         self.layers = layers
         self.recurrent = any(layer.recurrent for layer in layers)
+        self.takes_lengths = any(layer.takes_lengths for layer in layers)
         stores: dict[str, Store] = {}
         for k, layer in enumerate(layers):
             stores.update({f"{k}.{prefix}": store for prefix, store in layer._stores.items()})
@@ -53,14 +54,14 @@ class Sequential(Layer):
     def generators(self) -> list[np.random.Generator]:
         return [g for layer in self.layers for g in layer.generators()]
 
-    def __call__(self, x: Any, state: Any = None) -> Any:
-        """`y, state`, or `y` if no layer has a state."""
-        y, final, _ = self._run(x, state, training=False)
+    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
+        """`y, state`, or `y` if no layer has a state. `lengths` goes to every layer that takes lengths."""
+        y, final, _ = self._run(x, state, lengths, training=False)
         return (y, final) if self.recurrent else y
 
-    def forward(self, x: Any, state: Any = None) -> Any:
+    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
         """`y, state, tape`, or `y, tape` if no layer has a state."""
-        y, final, kept = self._run(x, state, training=True)
+        y, final, kept = self._run(x, state, lengths, training=True)
         tape = Tape(self, np.shape(y), kept)
         return (y, final, tape) if self.recurrent else (y, tape)
 
@@ -80,8 +81,10 @@ class Sequential(Layer):
                 dy = layer.backward(one, dy)  # type: ignore[attr-defined]
         return (dy, tuple(reversed(out))) if self.recurrent else dy
 
-    def _run(self, x: Any, state: Any, training: bool) -> tuple[Any, Any, list[Any]]:
+    def _run(self, x: Any, state: Any, lengths: Any, training: bool) -> tuple[Any, Any, list[Any]]:
         states, final, kept = self._states("state", state), [], []
+        if lengths is not None and not self.takes_lengths:
+            raise TypeError("lengths was passed, but no layer takes lengths")
         for k, layer in enumerate(self.layers):
             follower = self.layers[k + 1] if k + 1 < len(self.layers) else None
             if isinstance(layer, Embedding) and isinstance(follower, Recurrent):
@@ -90,19 +93,17 @@ class Sequential(Layer):
                     x = Embedded(ids, layer)
                     kept.append(None)
                     continue
-            if layer.recurrent:
-                one = states.pop(0)
-                if training:
-                    x, s, tape = layer.forward(x, one)  # type: ignore[attr-defined]
-                    kept.append(tape)
-                else:
-                    x, s = layer(x, one)  # type: ignore[operator]
-                final.append(s)
-            elif training:
-                x, tape = layer.forward(x)  # type: ignore[attr-defined]
+            args = (x, states.pop(0)) if layer.recurrent else (x,)
+            more = {"lengths": lengths} if layer.takes_lengths and lengths is not None else {}
+            out = (layer.forward if training else layer)(*args, **more)  # type: ignore[attr-defined, operator]
+            if training:
+                *out, tape = out
                 kept.append(tape)
-            else:
-                x = layer(x)  # type: ignore[operator]
+            elif not layer.recurrent:
+                out = (out,)
+            x = out[0]
+            if layer.recurrent:
+                final.append(out[1])
         return x, tuple(final), kept
 
     def _states(self, name: str, given: Any) -> list[Any]:

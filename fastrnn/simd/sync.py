@@ -139,3 +139,18 @@ def wait(tickets, phase, workers, count):
             pause()
         else:
             give_way()
+
+
+@device
+def turns(tickets, phase, worker, workers, rounds, items):
+    """Yields every (round, item) that this worker takes, `items` in each of `rounds`, and counts it as finished when
+    the next is asked for. It ends when all items of all rounds are finished, whoever took them.
+    """
+    for r in range(rounds):
+        wait(tickets, phase, workers, r * items)
+        item = take(tickets, phase, worker, workers, r, items)
+        while item >= 0:
+            yield r, item
+            finish(tickets, phase, workers)
+            item = take(tickets, phase, worker, workers, r, items)
+    wait(tickets, phase, workers, rounds * items)

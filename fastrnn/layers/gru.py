@@ -1,0 +1,172 @@
+"""The GRU layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..kernels import gru as kernels
+from ..kernels.panels import TAPE
+from ..simd.target import COLS, lanes
+from ..threads import launch, workers_for
+from . import buffers
+from .products import Taped, add_gradient, multiply, pack_tape
+from .recurrent import Recurrent, Run
+
+RESETS = ("after", "before")
+
+
+class GRU(Recurrent):
+    """Gated recurrent units, any number of layers.
+
+        r, z = sigmoid(U x + W h' + b)          h = (1 - z) n + z h'
+        n = tanh(U x + b_n + r (W h' + b_hn))   reset="after" the recurrent product: PyTorch's and cuDNN's
+        n = tanh(U x + b_n + W (r h') + b_hn)   reset="before" it: Cho et al. 2014, and ONNX's default
+
+    Parameters as PyTorch's `nn.GRU`, gates in the order r z n: `weight_ih_l0` (3H, I), `weight_hh_l0` (3H, H),
+    `bias_ih_l0`, `bias_hh_l0` (3H,); `_reverse` after it for the second direction. All start uniform in +-1 / sqrt(H).
+
+    >>> import fastrnn as fr, numpy as np
+    >>> gru = fr.GRU(3, 5, bidirectional=True, seed=0)
+    >>> x = np.zeros((7, 2, 3), np.float32)            # T, B, I
+    >>> y, h = gru(x, lengths=[7, 4])
+    >>> y.shape, h.shape
+    ((7, 2, 10), (2, 2, 5))
+    >>> y, h, tape = gru.forward(x, lengths=[7, 4])
+    >>> dx, dh = gru.backward(tape, np.ones_like(y))
+    >>> dx.shape, gru.grads["weight_hh_l0"].shape
+    ((7, 2, 3), (15, 5))
+    """
+
+    gates = 3
+    states = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reset: str = "after",
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        if reset not in RESETS:
+            raise ValueError(f"reset is {reset!r}, expected 'after' or 'before'")
+        self.reset = reset
+        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
+        block = 64 // self.dtype.itemsize
+        self._blocks = -(-self.hidden_size // block)
+        self._panels = self._blocks * (block // lanes(self.dtype))
+
+    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
+        if self._quick is not None and lengths is None:
+            try:  # see LSTM.__call__
+                if len(x) == 1:
+                    version, packed = self._ready
+                    out = np.empty((2, *state.shape), self.dtype)
+                    if version == self.store.version and self._quick(x, state, packed, out):
+                        y, h = out
+                        return y, h
+            except (TypeError, ValueError, AttributeError):
+                pass
+        return super().__call__(x, state, lengths)
+
+    __call__.__doc__ = Recurrent.__call__.__doc__
+
+    def _compile_step(self, packed: np.ndarray) -> Any:
+        a = np.empty((1, 1, 1), self.dtype)
+        return kernels.gru_step.for_types(a, a, packed, np.empty((2, 1, 1, 1), self.dtype))
+
+    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
+        where, hidden, empty = run.where, self.hidden_size, self._empty
+        share = self._share(run, run.i_size, self._panels)
+        flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
+        flags |= kernels.TRAINING if run.training else 0
+        version = self.store.version
+        packed, wn = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
+        if where.steps == 1 and run.x is not None and not run.training and wn is None:
+            self._make_ready(version, packed)
+        kept_rows = run.total if run.training else where.batch
+        gates = s = empty
+        if run.training or wn is not None:
+            gates = buffers.empty(self._blocks * kept_rows * TAPE * (64 // self.dtype.itemsize), self.dtype)
+        if wn is not None:
+            s = buffers.empty((kept_rows, hidden), self.dtype)
+        launch(
+            kernels.gru_forward, share.workers, 1, 3.0 * run.total * hidden * (run.i_size + hidden),
+            where.steps, kept_rows, run.i_size, hidden, run.line, where.shift, flags, share.pieces,
+            where.at, where.counts, share.bounds,
+            empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, wn,
+            run.h, gates, s.reshape(-1),
+        )  # fmt: skip
+        return (), (gates, s) if run.training else None
+
+    def _back(
+        self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
+        dx: np.ndarray | None,
+    ) -> np.ndarray | None:  # fmt: skip
+        gates, s = kept
+        where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
+        grad = self.store.grad
+        flags = (kernels.BIAS if self.bias else 0) | (kernels.DY if dy is not None else 0)
+        dtable = empty
+        if run.x is None:
+            flags |= kernels.INDEXED
+            dtable = np.zeros((self._indices(run), 3 * hidden), self.dtype)
+        share = self._share(run, 0, -(-self._panels // COLS))
+        flags |= kernels.BY_ROWS if share.by_rows else 0
+        dbias = np.zeros((4, hidden), self.dtype)
+        # The gradients of n r z v: of x's products the first three, of h's the last three or, with r before, r z.
+        of_x, of_h = Taped(gates, total, hidden, 3, 0, turn=2), Taped(gates, total, hidden, 3, first=1)
+        of_n = Taped(gates, total, hidden, 1)
+        wnt = None
+        w = self._flat[f"weight_hh_{name}"]
+        if self.reset == "before":
+            of_h = of_h._replace(gates=2)
+            wnt = self.store.made((name, "wn"), lambda: pack_tape(of_n, hidden, w[2 * hidden * hidden :], True))
+        wt = self.store.made((name, "w"), lambda: pack_tape(of_h, hidden, w, True))
+        launch(
+            kernels.gru_backward, share.workers, 2, 3.0 * total * hidden * hidden,
+            where.steps, total, hidden, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
+            empty if dy is None else dy, run.ids.reshape(-1), wt, wnt, run.h, gates,
+            dstate[0].reshape(-1), dtable.reshape(-1), dbias.reshape(-1),
+        )  # fmt: skip
+        if self.bias:
+            n, r, z, v = dbias
+            grad(f"bias_ih_{name}")[:] += np.concatenate([r, z, n])
+            grad(f"bias_hh_{name}")[:] += np.concatenate([r, z, v if wnt is None else n])
+        dw = grad(f"weight_hh_{name}")
+        x, x_line, index = run.before(run.h, run.line)
+        add_gradient(dw, x, of_h, x_line, index)
+        if wnt is not None:
+            add_gradient(dw[2 * hidden :], s, of_n)
+        if run.x is None:
+            self._table_backward(dtable, run)
+            return None
+        add_gradient(grad(f"weight_ih_{name}"), run.x, of_x)
+        ut = self.store.made((name, "u"), lambda: pack_tape(of_x, run.i_size, self._flat[f"weight_ih_{name}"]))
+        return multiply(of_x, ut, run.i_size, empty, dx)
+
+    def _bias(self, name: str) -> np.ndarray:
+        bias = super()._bias(name)
+        if self.reset == "after":  # b_hn belongs to the product with h'
+            bias[2 * self.hidden_size :] = self._flat[f"bias_ih_{name}"][2 * self.hidden_size :]
+        return bias
+
+    def _pack(self, name: str, i_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+        hidden, empty, units = self.hidden_size, self._empty, self._panels * lanes(self.dtype)
+        b_ih, b_hh = (self._flat[f"{b}_{name}"] if self.bias else empty for b in ("bias_ih", "bias_hh"))
+        before = self.reset == "before"
+        packed = buffers.aligned(units * (TAPE + 3 * i_size + (2 if before else 3) * hidden), self.dtype)
+        wn = buffers.aligned(units * hidden, self.dtype) if before else None
+        work = 8.0 * packed.size
+        launch(
+            kernels.gru_pack, workers_for(work, self._panels), 1, work,
+            i_size, hidden, self._flat[f"weight_ih_{name}"], self._flat[f"weight_hh_{name}"], b_ih, b_hh, packed, wn,
+        )  # fmt: skip
+        return packed, wn

@@ -1,0 +1,114 @@
+"""Where the rows of every step lie, for sequences of one length or of many, forward and in reverse.
+
+Recurrent layers make a layout for each call; kernels/panels.py says what its arrays mean. Sequences of different
+lengths are put longest first, their steps one after the other without gaps, so that a step is a run of rows and nothing
+past an end is computed; the reverse direction reads a copy in which each row is turned within its own length.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+NONE = np.empty(0, np.int64)
+
+
+class Direction(NamedTuple):
+    """The steps of one direction."""
+
+    batch: int
+    slots: int  # rows of states: those of all steps and the initial ones
+    at: np.ndarray  # (T + 1,)
+    counts: np.ndarray  # (T + 1,)
+    shift: int
+    previous: int  # a row's previous state lies so many rows after its input, if `index` is empty
+    index: np.ndarray  # (total,) where a row's previous state lies, or empty
+    turned: np.ndarray | None  # (total,) for each row the row of the layout that it is; None: they are the same
+    start: slice  # where the initial states lie
+    ends: slice | np.ndarray  # where the final states lie
+    sizes: np.ndarray | None = None  # (B,) how many steps each row has, longest first; None: all
+
+    @property
+    def steps(self) -> int:
+        return len(self.at) - 1
+
+    def bounds(self, pieces: int) -> np.ndarray:
+        """(pieces + 1,) rows that divide the work of all steps into equal parts."""
+        if self.sizes is None:
+            return np.arange(pieces + 1) * self.batch // pieces
+        done = np.cumsum(self.sizes)
+        inner = np.searchsorted(done, done[-1] * np.arange(1, pieces) / pieces)
+        return np.concatenate([[0], inner, [self.batch]])
+
+
+class Layout(NamedTuple):
+    """All directions, and how to get there and back."""
+
+    steps: int
+    batch: int
+    total: int  # rows in all steps
+    directions: tuple[Direction, ...]
+    order: np.ndarray | None  # (B,) the rows, longest first; None: as they are
+    flat: np.ndarray | None  # (total,) where each row is in (T, B); None: as they are
+
+    def pack(self, a: np.ndarray) -> np.ndarray:
+        """(T, B, ...) -> (total, ...)"""
+        a = a.reshape(self.steps * self.batch, *a.shape[2:])
+        return a if self.flat is None else a[self.flat]
+
+    def unpack(self, a: np.ndarray) -> np.ndarray:
+        """(total, ...) -> (T, B, ...), zeros past the ends."""
+        if self.flat is not None:
+            out = np.zeros((self.steps * self.batch, *a.shape[1:]), a.dtype)
+            out[self.flat] = a
+            a = out
+        return a.reshape(self.steps, self.batch, *a.shape[1:])
+
+    def sort(self, state: np.ndarray) -> np.ndarray:
+        """(L, B, H) with its rows in the layout's order."""
+        return state if self.order is None else state.take(self.order, axis=1)  # C-contiguous, as an index is not
+
+    def unsort(self, state: np.ndarray) -> np.ndarray:
+        """(L, B, H) with its rows back in the caller's order."""
+        if self.order is None:
+            return state
+        out = np.empty_like(state)
+        out[:, self.order] = state
+        return out
+
+
+@lru_cache(maxsize=64)
+def uniform(steps: int, batch: int, directions: int) -> Layout:
+    """Every row has all steps."""
+    counts = np.full(steps + 1, batch)
+    counts[steps] = 0
+    slots, slot = (steps + directions) * batch, np.arange(steps + 1) * batch
+    first, last = slice(0, batch), slice(steps * batch, (steps + 1) * batch)
+    both = [Direction(batch, slots, slot, counts, batch, 0, NONE, None, first, last)]
+    if directions == 2:  # from the slot above the last step's down to the slot of the first
+        down = np.ascontiguousarray(slot[::-1]) + batch
+        above, low = slice((steps + 1) * batch, (steps + 2) * batch), slice(batch, 2 * batch)
+        both.append(Direction(batch, slots, down, counts, batch, 2 * batch, NONE, None, above, low))
+    return Layout(steps, batch, steps * batch, tuple(both), None, None)
+
+
+def ragged(steps: int, lengths: np.ndarray, directions: int) -> Layout:
+    """Row b has the first lengths[b] steps."""
+    batch = len(lengths)
+    order = np.argsort(-lengths, kind="stable")
+    sizes = lengths[order]
+    longest = int(sizes[0])
+    counts = (sizes[None, :] > np.arange(longest + 1)[:, None]).sum(axis=1)
+    starts = np.concatenate([[0], np.cumsum(counts[:-1])])  # of each step, and the total
+    total = int(starts[-1])
+    at = np.concatenate([[0], batch + starts[:-1]])
+    step = np.repeat(np.arange(longest), counts[:-1])
+    rank = np.arange(total) - starts[step]
+    index = at[step] + rank
+    start, ends = slice(0, batch), at[sizes] + np.arange(batch)
+    both = [Direction(batch, batch + total, at, counts, batch, 0, index, None, start, ends, sizes)]
+    if directions == 2:
+        both.append(both[0]._replace(turned=starts[sizes[rank] - 1 - step] + rank))
+    return Layout(steps, batch, total, tuple(both), order, step * batch + order[rank])
