@@ -39,10 +39,18 @@ _WHERE = {
     "log_softmax": "losses",
     "SGD": "optim",
     "Adagrad": "optim",
+    "Adadelta": "optim",
     "RMSProp": "optim",
     "Adam": "optim",
+    "AdamW": "optim",
     "clip_grad_norm": "optim",
     "clip_grad_value": "optim",
+    "weight_noise": "optim",
+    "StepLR": "schedules",
+    "ExponentialLR": "schedules",
+    "CosineAnnealingLR": "schedules",
+    "ReduceLROnPlateau": "schedules",
+    "WarmupLR": "schedules",
     "get_num_threads": "threads",
     "set_num_threads": "threads",
     "CharLM": "models.charlm",
@@ -66,11 +74,19 @@ if TYPE_CHECKING:
     from .modelfile import ModelFileError as ModelFileError
     from .models.charlm import CharLM as CharLM
     from .optim import SGD as SGD
+    from .optim import Adadelta as Adadelta
     from .optim import Adagrad as Adagrad
     from .optim import Adam as Adam
+    from .optim import AdamW as AdamW
     from .optim import RMSProp as RMSProp
     from .optim import clip_grad_norm as clip_grad_norm
     from .optim import clip_grad_value as clip_grad_value
+    from .optim import weight_noise as weight_noise
+    from .schedules import CosineAnnealingLR as CosineAnnealingLR
+    from .schedules import ExponentialLR as ExponentialLR
+    from .schedules import ReduceLROnPlateau as ReduceLROnPlateau
+    from .schedules import StepLR as StepLR
+    from .schedules import WarmupLR as WarmupLR
     from .threads import get_num_threads as get_num_threads
     from .threads import set_num_threads as set_num_threads
 

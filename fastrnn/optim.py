@@ -1,13 +1,20 @@
-"""Optimizers and gradient clipping, on the flat vectors of a layer or a model.
+"""Optimizers, gradient clipping and weight noise, on the flat vectors of a layer or a model.
 
 A model is anything with `stores()`: a list of objects that keep parameters in flat vectors (layers/store.py).
 Every formula is PyTorch's, element by element (kernels/update.py), so that results do not depend on the
 number of threads.
+
+Weight decay adds a regularization term to the cost function, as the notes do (||theta||_2^2, theta the model's
+parameters): the cost is L + lambda/2 ||theta||_2^2, `weight_decay` is lambda, and the gradient of the term,
+lambda theta, is added to that of L. So the notes' term, which has no factor, is weight_decay=2. All parameters decay,
+biases too. `grads` hold the gradient of L alone: clipping is of that, and the term comes in the optimizer's step.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +23,17 @@ from .kernels import update as kernels
 from .losses import check_number
 from .threads import launch, workers_for
 
-__all__ = ["SGD", "Adagrad", "Adam", "RMSProp", "clip_grad_norm", "clip_grad_value"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "RMSProp",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "weight_noise",
+]
 
 # What one element costs, in multiply-adds of a matrix product: about 80 of those in a nanosecond.
 COST = 30
@@ -98,6 +115,75 @@ def clip_grad_value(model: Any, limit: float) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------
+# Weight noise
+# ---------------------------------------------------------------------------------------------------
+
+
+def weight_noise(model: Any, std: float, seed: int | np.random.Generator | None = None) -> AbstractContextManager[None]:
+    """Within the `with` block, Gaussian noise is added to every parameter; after it they are what they were.
+
+        w = w + std n,  n from N(0, 1)      independently for every element
+
+    Forward and backward run inside, so that the gradient is that of the noisy weights; the optimizer's step
+    comes after the block and is made from the weights without noise. (Jim, Giles and Horne 1996; Graves 2013,
+    section 3.1, with std = 0.075, drawn anew for every training sequence.)
+
+    model : a layer or a model; std : of the noise, a finite number from 0 (0 does nothing)
+    seed : a seed, which gives the same noise each time; or a generator, which goes on; or None. The same noise
+        whatever the number of threads.
+
+    Every bit is restored, after an exception too. A tape belongs to the weights that it was made with: one made
+    inside cannot be used after the block, nor one made before it inside. Changes to the parameters inside are
+    lost: `RuntimeError` says so when the block ends, and for a block for the same model inside it too. Other
+    threads that call the model meanwhile see the noise.
+
+    >>> import fastrnn as fr, numpy as np
+    >>> layer, x = fr.Linear(3, 2, seed=0), np.ones((1, 3), np.float32)
+    >>> y, rng, opt = layer(x), np.random.default_rng(1), fr.SGD(layer, lr=0.1)
+    >>> with fr.weight_noise(layer, std=0.075, seed=rng):
+    ...     noisy, tape = layer.forward(x)
+    ...     dx = layer.backward(tape, noisy)
+    >>> bool((noisy != y).all()), bool((layer(x) == y).all())
+    (True, True)
+    >>> opt.step()
+    """
+    stores = _stores(model)
+    std = check_number("std", std)
+    if not 0 <= std < math.inf:
+        raise ValueError(f"std is {std}, expected a finite number from 0")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer | np.random.Generator | None):
+        raise TypeError(f"seed is {type(seed).__name__}, expected an int, a numpy Generator or None")
+    if isinstance(seed, int | np.integer) and seed < 0:
+        raise ValueError(f"seed is {seed}, expected a number from 0")
+    return _noise(stores if std else [], std, np.random.default_rng(seed))
+
+
+@contextmanager
+def _noise(stores: list[Any], std: float, rng: np.random.Generator) -> Iterator[None]:
+    clean: list[tuple[Any, np.ndarray]] = []
+    changed = False
+    try:
+        for store in stores:
+            with store.writing() as values:
+                clean.append((store, values.copy()))
+                for where in store._where.values():  # not the gaps between parameters: they stay 0
+                    noise = rng.standard_normal(where.stop - where.start, store.dtype)
+                    values[where] += store.dtype.type(std) * noise
+        versions = [store.version for store in stores]
+        yield
+        changed = versions != [store.version for store in stores]
+    finally:
+        for store, before in clean:
+            with store.writing() as values:
+                values[:] = before
+    if changed:
+        raise RuntimeError(
+            "the parameters were changed within weight_noise, and are now as they were before it; "
+            "call the optimizer's step() after the block"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------
 # Optimizers
 # ---------------------------------------------------------------------------------------------------
 
@@ -105,10 +191,12 @@ def clip_grad_value(model: Any, limit: float) -> None:
 class _Optimizer:
     """What they share: the learning rate, vectors of the parameters' size, and saving both.
 
-    `_vectors` names the vectors, `_options` holds the numbers beside the learning rate.
+    `_vectors` names the vectors, `_options` holds the numbers beside the learning rate. Those named in
+    `_optional` are in the state only when they are on.
     """
 
     _vectors: tuple[str, ...] = ()
+    _optional: tuple[str, ...] = ("weight_decay",)
 
     def __init__(self, model: Any, lr: float, **options: float) -> None:
         self._stores = _stores(model)
@@ -125,16 +213,19 @@ class _Optimizer:
     @staticmethod
     def _check(numbers: dict[str, Any]) -> None:
         """`TypeError` or `ValueError` for a number that makes no sense."""
-        below_one = ("momentum", "alpha", "beta1", "beta2")
+        below_one = ("momentum", "alpha", "rho", "beta1", "beta2")
+        finite = ("lr", "weight_decay", "decoupled_weight_decay")
         for name, value in numbers.items():
             number = check_number(name, value)
-            if name == "lr" and not 0 <= number < math.inf:
-                raise ValueError(f"lr is {value}, expected a finite number from 0")
+            if name in finite and not 0 <= number < math.inf:
+                raise ValueError(f"{name.removeprefix('decoupled_')} is {value}, expected a finite number from 0")
             if name in below_one and not 0 <= number < 1:
                 raise ValueError(f"{name} is {value}, expected a number from 0 to below 1")
             # If eps rounds to 0, a weight whose gradients have all been 0 so far becomes 0 / 0.
             if name == "eps" and not TINY <= number < math.inf:
                 raise ValueError(f"eps is {value}, expected a finite number above {TINY:.1e}")
+        if numbers.get("nesterov") and not numbers["momentum"]:
+            raise ValueError(f"momentum is {numbers['momentum']}, expected a number above 0 for nesterov")
 
     @property
     def lr(self) -> float:
@@ -157,20 +248,35 @@ class _Optimizer:
     def _update(self, w: np.ndarray, g: np.ndarray, *vectors: np.ndarray) -> None:
         raise NotImplementedError
 
+    def _decay(self) -> float | None:
+        """What weights decay by, or None: kernels leave out what is None."""
+        return self._options["weight_decay"] or None
+
+    def _root(self) -> tuple[float | None, float | None]:
+        """eps outside the square root, and inside it; None where it is not."""
+        eps = self._options["eps"]
+        return (None, eps) if self._options["inside_sqrt"] else (eps, None)
+
     def state_dict(self) -> dict[str, Any]:
         """All that the optimizer remembers, by name: arrays (copies) and numbers.
 
         With it and the parameters restored, training goes on bit for bit as if it had never stopped.
         """
         arrays = {name: array.copy() for name, array in self._state.items()}
-        return {"lr": self._lr, "steps": self._steps, **self._options, **arrays}
+        options = {name: value for name, value in self._options.items() if value or name not in self._optional}
+        return {"lr": self._lr, "steps": self._steps, **options, **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave, of an optimizer of the same kind for a model of the same shape.
 
-        All or nothing: `ValueError` for names that are missing or too many, for shapes and numbers that do
-        not fit, and `TypeError` for types, leave the optimizer as it is.
+        The learning rate and the other options become the state's; momentum and centering, which need vectors,
+        must be on in both or in neither. All or nothing: `ValueError` for names that are missing or too many,
+        for shapes and numbers that do not fit, and `TypeError` for types, leave the optimizer as it is.
         """
+        state = {**dict.fromkeys(self._optional, 0.0), **state}
+        for name in ("momentum", "centered"):
+            if name in self._options and name in state and bool(state[name]) != bool(self._options[name]):
+                raise ValueError(f"the state has {name} {state[name]}, this optimizer {self._options[name]}")
         mine = {"lr", "steps", *self._options, *self._state}
         if missing := sorted(mine - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}: is it of another kind of optimizer?")
@@ -196,13 +302,17 @@ class _Optimizer:
 
 
 class SGD(_Optimizer):
-    """Stochastic gradient descent, with momentum on request.
+    """Stochastic gradient descent, with momentum and weight decay on request.
 
-        v = momentum v + g        w = w - lr v
+        v = momentum v + g        w = w - lr v,  with `nesterov`  w = w - lr (g + momentum v)
 
-    Without momentum v is g, and no vector is kept. (Robbins and Monro 1951; Polyak 1964; PyTorch's form.)
+    Without momentum v is g, and no vector is kept. (Robbins and Monro 1951; Polyak 1964; Nesterov 1983, in the
+    form of Sutskever, Martens, Dahl and Hinton 2013; PyTorch's form.)
 
     model : a layer or a model; lr : the learning rate, from 0; momentum : from 0 to below 1
+    nesterov : look ahead; needs a momentum above 0
+    weight_decay : lambda, from 0, of the regularization term lambda/2 ||theta||_2^2 in the cost function; its
+        gradient is added, so that g is g + lambda w
 
     >>> import fastrnn as fr, numpy as np
     >>> layer = fr.Linear(2, 1, bias=False, seed=0)
@@ -213,21 +323,19 @@ class SGD(_Optimizer):
     [[0.75, 2.5]]
     """
 
-    def __init__(self, model: Any, lr: float, momentum: float = 0.0) -> None:
+    _optional = ("nesterov", "weight_decay")
+
+    def __init__(
+        self, model: Any, lr: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+    ) -> None:
         self._vectors = ("v",) if momentum else ()
-        super().__init__(model, lr, momentum=momentum)
+        super().__init__(model, lr, momentum=momentum, nesterov=int(bool(nesterov)), weight_decay=weight_decay)
 
     def _update(self, w: np.ndarray, g: np.ndarray, *vectors: np.ndarray) -> None:
-        if vectors:
-            _run(kernels.sgd_momentum, w.size, self._lr, self._options["momentum"], w, g, *vectors)
-        else:
-            _run(kernels.sgd, w.size, self._lr, w, g)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As every optimizer's; momentum must be zero in both or in neither."""
-        if "momentum" in state and bool(state["momentum"]) != bool(self._vectors):
-            raise ValueError(f"the state has momentum {state['momentum']}, this optimizer {self._options['momentum']}")
-        super().load_state_dict(state)
+        momentum = self._options["momentum"] or None
+        ahead = momentum if self._options["nesterov"] else None
+        v = vectors[0] if vectors else None
+        _run(kernels.sgd, w.size, self._lr, w, g, self._decay(), momentum, v, ahead)
 
 
 class Adagrad(_Optimizer):
@@ -238,6 +346,8 @@ class Adagrad(_Optimizer):
     With `inside_sqrt` the root is sqrt(s + eps), as min-char-rnn has it. (Duchi, Hazan and Singer 2011.)
 
     model : a layer or a model; lr : the learning rate, from 0; eps : above 0
+    weight_decay : lambda, from 0, of the regularization term lambda/2 ||theta||_2^2 in the cost function; its
+        gradient is added, so that g is g + lambda w
 
     >>> import fastrnn as fr, numpy as np
     >>> layer = fr.Linear(2, 1, bias=False, seed=0)
@@ -250,13 +360,47 @@ class Adagrad(_Optimizer):
 
     _vectors = ("s",)
 
-    def __init__(self, model: Any, lr: float, eps: float = 1e-10, inside_sqrt: bool = False) -> None:
-        super().__init__(model, lr, eps=eps, inside_sqrt=int(bool(inside_sqrt)))
+    def __init__(
+        self, model: Any, lr: float, eps: float = 1e-10, inside_sqrt: bool = False, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(model, lr, eps=eps, inside_sqrt=int(bool(inside_sqrt)), weight_decay=weight_decay)
 
     def _update(self, w: np.ndarray, g: np.ndarray, *vectors: np.ndarray) -> None:
-        eps = self._options["eps"]
-        outside, inside = (0.0, eps) if self._options["inside_sqrt"] else (eps, 0.0)
-        _run(kernels.adagrad, w.size, self._lr, outside, inside, w, g, *vectors)
+        _run(kernels.adagrad, w.size, self._lr, *self._root(), w, g, *vectors, self._decay())
+
+
+class Adadelta(_Optimizer):
+    """Adadelta: the step is as large as recent steps were, for a gradient as large as recent gradients were.
+
+        s = rho s + (1 - rho) g^2        d = g sqrt(u + eps) / sqrt(s + eps)
+        u = rho u + (1 - rho) d^2        w = w - lr d
+
+    s and u start from zero, so the first steps are about sqrt(eps). (Zeiler 2012, Algorithm 1, which has lr = 1;
+    PyTorch's form.)
+
+    model : a layer or a model; lr : the learning rate, from 0; rho : from 0 to below 1; eps : above 0
+    weight_decay : lambda, from 0, of the regularization term lambda/2 ||theta||_2^2 in the cost function; its
+        gradient is added, so that g is g + lambda w
+
+    >>> import fastrnn as fr, numpy as np
+    >>> layer = fr.Linear(2, 1, bias=False, seed=0)
+    >>> layer.params["weight"] = np.float32([[1.0, 2.0]])
+    >>> layer.grads["weight"][:] = [[8.0, -2.0]]
+    >>> fr.Adadelta(layer, rho=0.75, eps=1e-4).step()  # 2 sqrt(eps)
+    >>> layer.params["weight"].round(4).tolist() == np.float32([[0.98, 2.02]]).tolist()
+    True
+    """
+
+    _vectors = ("s", "u")
+
+    def __init__(
+        self, model: Any, lr: float = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(model, lr, rho=rho, eps=eps, weight_decay=weight_decay)
+
+    def _update(self, w: np.ndarray, g: np.ndarray, *vectors: np.ndarray) -> None:
+        rho, eps = self._options["rho"], self._options["eps"]
+        _run(kernels.adadelta, w.size, self._lr, rho, 1.0 - rho, eps, w, g, *vectors, self._decay())
 
 
 class RMSProp(_Optimizer):
@@ -264,9 +408,20 @@ class RMSProp(_Optimizer):
 
         s = alpha s + (1 - alpha) g^2        w = w - lr g / (sqrt(s) + eps)
 
-    (Tieleman and Hinton 2012; PyTorch's form.)
+    (Tieleman and Hinton 2012; PyTorch's form.) On request, one by one or together:
+
+        momentum       v = momentum v + g / root        w = w - lr v
+        centered       m = alpha m + (1 - alpha) g      s - m^2, the variance of g, stands for s in the root
+        inside_sqrt    the root is sqrt(s + eps)
+
+    All three together are Graves' form (2013, eq. 38 to 41; his constants, eq. 42 to 45, are lr=1e-4, alpha=0.95,
+    eps=1e-4, momentum=0.9). He multiplies by lr before v is summed, which is the same as long as lr does not
+    change. Rounding could make the variance negative and the root NaN, as in PyTorch; here it ends at 0.
 
     model : a layer or a model; lr : the learning rate, from 0; alpha : from 0 to below 1; eps : above 0
+    momentum : from 0 to below 1; 0 keeps no vector
+    weight_decay : lambda, from 0, of the regularization term lambda/2 ||theta||_2^2 in the cost function; its
+        gradient is added, so that g is g + lambda w
 
     >>> import fastrnn as fr, numpy as np
     >>> layer = fr.Linear(2, 1, bias=False, seed=0)
@@ -275,16 +430,39 @@ class RMSProp(_Optimizer):
     >>> fr.RMSProp(layer, lr=0.25, alpha=0.75).step()  # g / sqrt(g^2 / 4) = 2
     >>> layer.params["weight"].round(6).tolist()
     [[0.5, 2.5]]
+    >>> graves = fr.RMSProp(layer, lr=1e-4, alpha=0.95, eps=1e-4, momentum=0.9, centered=True, inside_sqrt=True)
     """
 
-    _vectors = ("s",)
+    _optional = ("momentum", "centered", "inside_sqrt", "weight_decay")
 
-    def __init__(self, model: Any, lr: float, alpha: float = 0.99, eps: float = 1e-8) -> None:
-        super().__init__(model, lr, alpha=alpha, eps=eps)
+    def __init__(
+        self,
+        model: Any,
+        lr: float,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        momentum: float = 0.0,
+        centered: bool = False,
+        weight_decay: float = 0.0,
+        inside_sqrt: bool = False,
+    ) -> None:
+        self._vectors = ("s", *(("m",) if centered else ()), *(("v",) if momentum else ()))
+        super().__init__(
+            model,
+            lr,
+            alpha=alpha,
+            eps=eps,
+            momentum=momentum,
+            centered=int(bool(centered)),
+            weight_decay=weight_decay,
+            inside_sqrt=int(bool(inside_sqrt)),
+        )
 
     def _update(self, w: np.ndarray, g: np.ndarray, *vectors: np.ndarray) -> None:
-        alpha, eps = self._options["alpha"], self._options["eps"]
-        _run(kernels.rmsprop, w.size, self._lr, alpha, 1.0 - alpha, eps, w, g, *vectors)
+        alpha, momentum = self._options["alpha"], self._options["momentum"] or None
+        of = dict(zip(self._vectors, vectors, strict=True))
+        after = self._decay(), of.get("m"), momentum, of.get("v")
+        _run(kernels.rmsprop, w.size, self._lr, alpha, 1.0 - alpha, *self._root(), w, g, of["s"], *after)
 
 
 class Adam(_Optimizer):
@@ -297,6 +475,8 @@ class Adam(_Optimizer):
 
     model : a layer or a model; lr : the learning rate, from 0
     betas : two numbers from 0 to below 1; eps : above 0
+    weight_decay : lambda, from 0, of the regularization term lambda/2 ||theta||_2^2 in the cost function; its
+        gradient is added, so that g is g + lambda w. `AdamW` is the other way.
 
     >>> import fastrnn as fr, numpy as np
     >>> layer = fr.Linear(2, 1, bias=False, seed=0)
@@ -310,14 +490,69 @@ class Adam(_Optimizer):
     _vectors = ("m", "s")
 
     def __init__(
-        self, model: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+        self,
+        model: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
     ) -> None:
+        self._adam(model, lr, betas, eps, weight_decay=weight_decay)
+
+    def _adam(self, model: Any, lr: float, betas: Any, eps: float, **decay: float) -> None:
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise TypeError(f"betas is {betas!r}, expected two numbers")
-        super().__init__(model, lr, beta1=betas[0], beta2=betas[1], eps=eps)
+        _Optimizer.__init__(self, model, lr, beta1=betas[0], beta2=betas[1], eps=eps, **decay)
 
     def _update(self, w: np.ndarray, g: np.ndarray, *vectors: np.ndarray) -> None:
         beta1, beta2, eps = (self._options[name] for name in ("beta1", "beta2", "eps"))
         t = self._steps
         step, root = self._lr / (1.0 - beta1**t), 1.0 / math.sqrt(1.0 - beta2**t)
-        _run(kernels.adam, w.size, step, 1.0 - beta1, beta2, 1.0 - beta2, root, eps, w, g, *vectors)
+        decay = self._decay(), self._shrink()
+        _run(kernels.adam, w.size, step, 1.0 - beta1, beta2, 1.0 - beta2, root, eps, w, g, *vectors, *decay)
+
+    def _shrink(self) -> float | None:
+        """The part of each weight that a step takes away, or None."""
+        return None
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: the weights shrink by themselves, past m and s.
+
+        w = w - lr lambda w, then Adam's step, in which g is the gradient of the loss alone
+
+    In `Adam` the gradient of lambda/2 ||theta||_2^2 is divided by sqrt(S) with the rest, so that weights with large
+    gradients decay less; here all decay alike. It is not the gradient of any such term in the cost function.
+    (Loshchilov and Hutter 2019, Algorithm 2, with PyTorch's lr in the place of their schedule.)
+
+    model : a layer or a model; lr : the learning rate, from 0
+    betas : two numbers from 0 to below 1; eps : above 0; weight_decay : lambda, from 0
+
+    >>> import fastrnn as fr, numpy as np
+    >>> layer = fr.Linear(2, 1, bias=False, seed=0)
+    >>> layer.params["weight"] = np.float32([[1.0, 2.0]])
+    >>> layer.grads["weight"][:] = [[8.0, -0.125]]
+    >>> fr.AdamW(layer, lr=0.5, weight_decay=0.25).step()  # 1/8 of the weight, then lr
+    >>> layer.params["weight"].round(6).tolist()
+    [[0.375, 2.25]]
+    """
+
+    _optional = ()
+
+    def __init__(
+        self,
+        model: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        # Under a name of its own in the state: Adam's would be taken for the other kind of decay.
+        self._adam(model, lr, betas, eps, decoupled_weight_decay=weight_decay)
+
+    def _decay(self) -> float | None:
+        return None
+
+    def _shrink(self) -> float | None:
+        decay = self._options["decoupled_weight_decay"]
+        return self._lr * decay if decay else None

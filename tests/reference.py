@@ -158,35 +158,84 @@ def mse(y, target):
 # --- optimizers: a sequence of gradients in, the weights after each of them out -----------------------------
 
 
-def sgd(w, gradients, lr, momentum=0.0):
+def decayed(g, w, weight_decay):
+    """The gradient of the loss + weight_decay / 2 ||w||^2."""
+    return g + weight_decay * w
+
+
+def sgd(w, gradients, lr, momentum=0.0, nesterov=False, weight_decay=0.0):
+    """Polyak 1964; `nesterov`: Sutskever, Martens, Dahl and Hinton 2013."""
     v = 0
     for g in gradients:
+        g = decayed(g, w, weight_decay)
         v = momentum * v + g
-        w = w - lr * v
+        w = w - lr * (g + momentum * v if nesterov else v)
         yield w
 
 
-def adagrad(w, gradients, lr, eps=1e-10, inside_sqrt=False):
+def adagrad(w, gradients, lr, eps=1e-10, inside_sqrt=False, weight_decay=0.0):
     """Duchi, Hazan and Singer 2011. `inside_sqrt`: as min-char-rnn writes it."""
     s = 0
     for g in gradients:
+        g = decayed(g, w, weight_decay)
         s = s + g * g
         root = np.sqrt(s + eps) if inside_sqrt else np.sqrt(s) + eps
         w = w - lr * g / root
         yield w
 
 
-def rmsprop(w, gradients, lr, alpha=0.99, eps=1e-8):
-    """Tieleman and Hinton 2012."""
-    s = 0
+def adadelta(w, gradients, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0):
+    """Zeiler 2012, Algorithm 1; RMS[a] = sqrt(E[a^2] + eps)."""
+    mean_g2 = mean_d2 = 0
     for g in gradients:
-        s = alpha * s + (1 - alpha) * g * g
-        w = w - lr * g / (np.sqrt(s) + eps)
+        g = decayed(g, w, weight_decay)
+        mean_g2 = rho * mean_g2 + (1 - rho) * g**2
+        d = -np.sqrt(mean_d2 + eps) / np.sqrt(mean_g2 + eps) * g
+        mean_d2 = rho * mean_d2 + (1 - rho) * d**2
+        w = w + lr * d
         yield w
 
 
-def adam(w, gradients, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+def rmsprop(w, gradients, lr, alpha=0.99, eps=1e-8, momentum=0.0, centered=False, weight_decay=0.0):
+    """Tieleman and Hinton 2012; centred, and with momentum, as PyTorch documents it."""
+    s = m = v = 0
+    for g in gradients:
+        g = decayed(g, w, weight_decay)
+        s = alpha * s + (1 - alpha) * g * g
+        m = alpha * m + (1 - alpha) * g
+        root = np.sqrt(s - m * m if centered else s) + eps
+        v = momentum * v + g / root
+        w = w - lr * v
+        yield w
+
+
+def rmsprop_graves(w, gradients, lr, alpha, eps, momentum):
+    """Graves 2013, eq. 38 to 41."""
+    n = m = delta = 0
+    for e in gradients:
+        n = alpha * n + (1 - alpha) * e**2
+        m = alpha * m + (1 - alpha) * e
+        delta = momentum * delta - lr * e / np.sqrt(n - m**2 + eps)
+        w = w + delta
+        yield w
+
+
+def adam(w, gradients, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
     """Kingma and Ba 2015."""
+    beta_1, beta_2 = betas
+    m = v = 0
+    for n, g in enumerate(gradients, start=1):
+        g = decayed(g, w, weight_decay)
+        m = beta_1 * m + (1 - beta_1) * g
+        v = beta_2 * v + (1 - beta_2) * g * g
+        m_hat = m / (1 - beta_1**n)
+        v_hat = v / (1 - beta_2**n)
+        w = w - lr * m_hat / (np.sqrt(v_hat) + eps)
+        yield w
+
+
+def adamw(w, gradients, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+    """Loshchilov and Hutter 2019, Algorithm 2."""
     beta_1, beta_2 = betas
     m = v = 0
     for n, g in enumerate(gradients, start=1):
@@ -194,7 +243,7 @@ def adam(w, gradients, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
         v = beta_2 * v + (1 - beta_2) * g * g
         m_hat = m / (1 - beta_1**n)
         v_hat = v / (1 - beta_2**n)
-        w = w - lr * m_hat / (np.sqrt(v_hat) + eps)
+        w = w - lr * (m_hat / (np.sqrt(v_hat) + eps) + weight_decay * w)
         yield w
 
 

@@ -221,8 +221,11 @@ def model(size, dtype):
         "SGD": lambda m: fr.SGD(m, lr=0.1),
         "momentum": lambda m: fr.SGD(m, lr=0.1, momentum=0.9),
         "Adagrad": lambda m: fr.Adagrad(m, lr=0.1),
+        "Adadelta": lambda m: fr.Adadelta(m),
         "RMSProp": lambda m: fr.RMSProp(m, lr=0.1),
+        "RMSProp with all": lambda m: fr.RMSProp(m, lr=0.1, momentum=0.9, centered=True, weight_decay=0.1),
         "Adam": lambda m: fr.Adam(m, lr=0.1),
+        "AdamW": lambda m: fr.AdamW(m, lr=0.1),
     }
     hidden, ids, targets = 1 + 5 * size % 19, rng.integers(0, size, (3, 2)), rng.integers(0, size, (3, 2))
     for name, make in optimizers.items():

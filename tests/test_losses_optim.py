@@ -334,8 +334,19 @@ OPTIMIZERS = {
     "momentum": lambda m: fr.SGD(m, lr=0.1, momentum=0.9),
     "Adagrad": lambda m: fr.Adagrad(m, lr=0.1),
     "Adagrad inside": lambda m: fr.Adagrad(m, lr=0.1, eps=1e-8, inside_sqrt=True),
+    "Nesterov": lambda m: fr.SGD(m, lr=0.1, momentum=0.9, nesterov=True),
+    "Adadelta": lambda m: fr.Adadelta(m),
     "RMSProp": lambda m: fr.RMSProp(m, lr=0.1),
+    "RMSProp of Graves": lambda m: fr.RMSProp(m, lr=0.1, momentum=0.9, centered=True, inside_sqrt=True),
     "Adam": lambda m: fr.Adam(m, lr=0.1),
+}
+DECAYING = {
+    "SGD, decay": lambda m: fr.SGD(m, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "Adagrad, decay": lambda m: fr.Adagrad(m, lr=0.1, weight_decay=0.1),
+    "Adadelta, decay": lambda m: fr.Adadelta(m, weight_decay=0.1),
+    "RMSProp, decay": lambda m: fr.RMSProp(m, lr=0.1, centered=True, weight_decay=0.1),
+    "Adam, decay": lambda m: fr.Adam(m, lr=0.1, weight_decay=0.1),
+    "AdamW": lambda m: fr.AdamW(m, lr=0.1),
 }
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
@@ -367,6 +378,18 @@ def test_weights_without_gradient_stay(name):
     assert_same_bits(layer.params, before)
 
 
+@pytest.mark.parametrize("name", DECAYING)
+def test_weights_without_gradient_decay(name):
+    """Zero gradients, and every weight goes towards zero; the gaps between parameters stay zero."""
+    layer = fr.Linear(7, 5, seed=1)
+    before = layer.state_dict()
+    DECAYING[name](layer).step()
+    for parameter, w in layer.params.items():
+        assert np.array_equal(np.sign(w - before[parameter]), -np.sign(before[parameter]))
+    (store,) = layer.stores()
+    assert np.count_nonzero(store.values) == sum(w.size for w in layer.params.values()) < store.values.size
+
+
 @every_optimizer
 def test_next_call_sees_the_new_weights(name):
     """No result of old, packed weights after a step."""
@@ -396,6 +419,19 @@ def test_layers_without_parameters():
         (lambda m: fr.RMSProp(m, lr=0.1, alpha=-0.1), ValueError, "alpha is -0.1"),
         (lambda m: fr.Adam(m, betas=(0.9, 1.0)), ValueError, "beta2 is 1.0"),
         (lambda m: fr.Adam(m, betas=0.9), TypeError, "betas is 0.9, expected two numbers"),
+        (lambda m: fr.SGD(m, lr=0.1, nesterov=True), ValueError, "momentum is 0.0, expected a number above 0 for nest"),
+        (
+            lambda m: fr.SGD(m, lr=0.1, weight_decay=-1),
+            ValueError,
+            "^weight_decay is -1, expected a finite number from 0",
+        ),
+        (lambda m: fr.Adagrad(m, lr=0.1, weight_decay=np.inf), ValueError, "^weight_decay is inf"),
+        (lambda m: fr.Adadelta(m, rho=1.0), ValueError, "rho is 1.0, expected a number from 0 to below 1"),
+        (lambda m: fr.Adadelta(m, eps=0.0), ValueError, "eps is 0.0, expected a finite number above"),
+        (lambda m: fr.RMSProp(m, lr=0.1, momentum=1.5), ValueError, "momentum is 1.5"),
+        (lambda m: fr.Adam(m, weight_decay="much"), TypeError, "^weight_decay is str, expected a number"),
+        (lambda m: fr.AdamW(m, weight_decay=np.nan), ValueError, "^weight_decay is nan"),
+        (lambda m: fr.AdamW(m, betas=(0.9,)), TypeError, "betas is"),
         (lambda m: fr.Adam(m.params), TypeError, "model is Params"),
         (lambda m: fr.clip_grad_norm(m, 0), ValueError, "max_norm is 0"),
         (lambda m: fr.clip_grad_norm(m, np.nan), ValueError, "max_norm is nan"),
@@ -462,7 +498,7 @@ def computed():
         )
         loss, results[f"{dtype} dy"] = fr.mse(x, draw(2, rows, columns, dtype=dtype))
         results[f"{dtype} mse"] = np.array(loss)
-        for name, make in OPTIMIZERS.items():
+        for name, make in (OPTIMIZERS | DECAYING).items():
             layer = fr.Linear(columns, hidden, dtype=dtype, seed=3)
             optimizer = make(layer)
             for step in range(2):

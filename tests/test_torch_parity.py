@@ -138,31 +138,44 @@ OPTIMIZERS = {
     "SGD": {"lr": 0.1},
     "SGD with momentum": {"lr": 0.1, "momentum": 0.9},
     "Adagrad": {"lr": 0.1},
+    "SGD with Nesterov's momentum": {"lr": 0.1, "momentum": 0.9, "nesterov": True},
+    "SGD with all": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "SGD with weight decay": {"lr": 0.1, "weight_decay": 0.1},
+    "Adagrad with weight decay": {"lr": 0.1, "weight_decay": 0.1},
+    "Adadelta": {},
+    "Adadelta with all": {"lr": 0.5, "rho": 0.8, "eps": 1e-3, "weight_decay": 0.1},
     "RMSProp": {"lr": 0.01},
+    "RMSProp with momentum": {"lr": 0.01, "momentum": 0.9},
+    "RMSProp, centred": {"lr": 0.01, "alpha": 0.9, "centered": True},
+    "RMSProp with all": {"lr": 0.01, "momentum": 0.9, "centered": True, "weight_decay": 0.1},
     "RMSProp, other constants": {"lr": 0.01, "alpha": 0.9, "eps": 1e-3},
     "Adam": {},
     "Adam, other constants": {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3},
+    "Adam with weight decay": {"weight_decay": 0.1},
+    "AdamW": {},
+    "AdamW, other constants": {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.3},
 }
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizer(name):
+def test_optimizer(name, dtype, tolerance):
     """A hundred steps on the same gradients give the same weights, with the same defaults."""
     options = OPTIMIZERS[name]
     kind = name.split()[0].strip(",")
-    layer, peer = fr.Linear(7, 5, dtype="float64", seed=1), torch.nn.Linear(7, 5, dtype=torch.float64)
+    layer, peer = fr.Linear(7, 5, dtype=dtype, seed=1), torch.nn.Linear(7, 5, dtype=getattr(torch, dtype))
     peer.load_state_dict({n: torch.from_numpy(a) for n, a in layer.state_dict().items()})
     optimizer = getattr(fr, kind)(layer, **options)
     peer_optimizer = getattr(torch.optim, {"RMSProp": "RMSprop"}.get(kind, kind))(peer.parameters(), **options)
     rng = np.random.default_rng(3)
     for _ in range(100):
         for parameter, tensor in peer.named_parameters():
-            gradient = rng.standard_normal(tensor.shape)
+            gradient = rng.standard_normal(tensor.shape).astype(dtype)
             layer.grads[parameter][...] = gradient
             tensor.grad = torch.from_numpy(gradient)
         optimizer.step()
         peer_optimizer.step()
-        assert_close(layer.params, {n: to_numpy(p) for n, p in peer.named_parameters()}, 1e-12)
+        assert_close(layer.params, {n: to_numpy(p) for n, p in peer.named_parameters()}, tolerance)
 
 
 @pytest.mark.parametrize("max_norm", [0.5, 1e6])

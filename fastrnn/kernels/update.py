@@ -2,15 +2,25 @@
 
 g is the gradient, w the weights; the formulae are PyTorch's:
 
-    sgd        v = momentum v + g                   w -= lr v
-    adagrad    s = s + g^2                          w -= lr g / (sqrt(s) + eps), or lr g / sqrt(s + eps)
-    rmsprop    s = alpha s + (1 - alpha) g^2        w -= lr g / (sqrt(s) + eps)
+    sgd        v = momentum v + g                   w -= lr v, or with Nesterov's look ahead lr (g + momentum v)
+    adagrad    s = s + g^2                          w -= lr g / root(s)
+    adadelta   s = rho s + (1 - rho) g^2            d = g sqrt(u + eps) / sqrt(s + eps)
+               u = rho u + (1 - rho) d^2            w -= lr d
+    rmsprop    s = alpha s + (1 - alpha) g^2        w -= lr v, with v = momentum v + g / root(s)
+               m = m + (1 - alpha) (g - m)          centred: root(s - m^2)
     adam       m = m + (1 - beta1) (g - m)
                s = beta2 s + (1 - beta2) g^2        w -= step m / (root sqrt(s) + eps)
                with step = lr / (1 - beta1^t) and root = 1 / sqrt(1 - beta2^t) in the t-th step
+    adamw      as adam, and                         w -= lr decay w
 
-(Polyak 1964; Duchi, Hazan and Singer 2011; Tieleman and Hinton 2012; Kingma and Ba 2015.) Scalars come in as
-float64 and are rounded to the vectors' type once.
+root(s) is sqrt(s) + eps, or sqrt(s + eps). With weight decay, g + decay w stands for g in all but adamw.
+
+(Polyak 1964; Nesterov 1983; Duchi, Hazan and Singer 2011; Zeiler 2012; Tieleman and Hinton 2012; Graves 2013, eq. 38 to
+41; Kingma and Ba 2015; Loshchilov and Hutter 2019.) Scalars come in as float64 and are rounded to the vectors' type
+once.
+
+An option that is off is None, and so are its scalar and its vector. A kernel is compiled for the types that it gets,
+None among them, and a pointwise function asks for it while it is compiled: what is off leaves no instruction.
 
 All is element by element, save for the sums of squares: those are float64, over blocks of a fixed size, in
 which lane j of a line of 64 bytes sums elements j, j + line, ...; the lanes are added halves upon halves and
@@ -53,74 +63,108 @@ def chunks(count):
 # ---------------------------------------------------------------------------------------------------
 
 
+def gradient(g, w, at, left, decay):
+    """(gradient, w) at an offset, with the gradient of decay / 2 |w|^2 added if there is decay."""
+    grad, weight = load(g, at, left), load(w, at, left)
+    return (grad if decay is None else fma(weight, decay, grad)), weight
+
+
+def root_of(s, outside, inside):
+    """sqrt(s) + outside, or sqrt(s + inside); the other one is None."""
+    return sqrt(s) + outside if inside is None else sqrt(s + inside)
+
+
 @pointwise
-def sgd_chunk(off, count, lr, w, g):
-    """w, g: accumulated, read."""
+def sgd_chunk(off, count, lr, w, g, decay=None, momentum=None, v=None, ahead=None):
+    """w, g, v: accumulated, read, overwritten. ahead: momentum once more, for Nesterov's form."""
 
     def body(k, left):
         at = off + k
-        store(w, at, fma(-load(g, at, left), lr, load(w, at, left)), left)
+        step, weight = gradient(g, w, at, left, decay)
+        if v is not None:
+            grad, step = step, fma(load(v, at, left), momentum, step)
+            store(v, at, step, left)
+            if ahead is not None:
+                step = fma(step, ahead, grad)
+        store(w, at, fma(-step, lr, weight), left)
         return ()
 
     fold(count, lanes(w), (), body)
 
 
 @pointwise
-def momentum_chunk(off, count, lr, momentum, w, g, v):
-    """w, g, v: accumulated, read, overwritten."""
+def adagrad_chunk(off, count, lr, outside, inside, w, g, s, decay=None):
+    """w, g, s: accumulated, read, accumulated."""
 
     def body(k, left):
         at = off + k
-        vn = fma(load(v, at, left), momentum, load(g, at, left))
-        store(v, at, vn, left)
-        store(w, at, fma(-vn, lr, load(w, at, left)), left)
-        return ()
-
-    fold(count, lanes(w), (), body)
-
-
-@pointwise
-def adagrad_chunk(off, count, lr, outside, inside, w, g, s):
-    """w, g, s: accumulated, read, accumulated. The root is sqrt(s + inside) + outside."""
-
-    def body(k, left):
-        at = off + k
-        grad = load(g, at, left)
+        grad, weight = gradient(g, w, at, left, decay)
         sn = fma(grad, grad, load(s, at, left))
         store(s, at, sn, left)
-        store(w, at, fma(-(grad / (sqrt(sn + inside) + outside)), lr, load(w, at, left)), left)
+        store(w, at, fma(-(grad / root_of(sn, outside, inside)), lr, weight), left)
         return ()
 
     fold(count, lanes(w), (), body)
 
 
 @pointwise
-def rmsprop_chunk(off, count, lr, alpha, one_alpha, eps, w, g, s):
-    """w, g, s: accumulated, read, overwritten. one_alpha is 1 - alpha."""
+def adadelta_chunk(off, count, lr, rho, one_rho, eps, w, g, s, u, decay=None):
+    """w, g, s, u: accumulated, read, overwritten, overwritten. one_rho is 1 - rho."""
 
     def body(k, left):
         at = off + k
-        grad = load(g, at, left)
-        sn = fma(grad * one_alpha, grad, load(s, at, left) * alpha)
+        grad, weight = gradient(g, w, at, left, decay)
+        sn, u0 = fma(grad * one_rho, grad, load(s, at, left) * rho), load(u, at, left)
+        step = sqrt(u0 + eps) / sqrt(sn + eps) * grad
         store(s, at, sn, left)
-        store(w, at, fma(-(grad / (sqrt(sn) + eps)), lr, load(w, at, left)), left)
+        store(u, at, fma(step * one_rho, step, u0 * rho), left)
+        store(w, at, fma(-step, lr, weight), left)
         return ()
 
     fold(count, lanes(w), (), body)
 
 
 @pointwise
-def adam_chunk(off, count, step, one_beta1, beta2, one_beta2, root, eps, w, g, m, s):
+def rmsprop_chunk(
+    off, count, lr, alpha, one_alpha, outside, inside, w, g, s, decay=None, m=None, momentum=None, v=None
+):
+    """w, g, s, m, v: accumulated, read, overwritten, overwritten, overwritten. one_alpha is 1 - alpha."""
+
+    def body(k, left):
+        at = off + k
+        grad, weight = gradient(g, w, at, left, decay)
+        sn = fma(grad * one_alpha, grad, load(s, at, left) * alpha)
+        store(s, at, sn, left)
+        if m is not None:
+            m0 = load(m, at, left)
+            mn = fma(grad - m0, one_alpha, m0)
+            store(m, at, mn, left)
+            sn = maximum(fma(-mn, mn, sn), 0.0)  # a variance; rounding alone can make it negative
+        step = grad / root_of(sn, outside, inside)
+        if v is not None:
+            step = fma(load(v, at, left), momentum, step)
+            store(v, at, step, left)
+        store(w, at, fma(-step, lr, weight), left)
+        return ()
+
+    fold(count, lanes(w), (), body)
+
+
+@pointwise
+def adam_chunk(off, count, step, one_beta1, beta2, one_beta2, root, eps, w, g, m, s, decay=None, shrink=None):
     """w, g, m, s: accumulated, read, overwritten, overwritten. one_beta1 is 1 - beta1, and so on."""
 
     def body(k, left):
         at = off + k
-        grad, m0 = load(g, at, left), load(m, at, left)
+        (grad, weight), m0 = gradient(g, w, at, left, decay), load(m, at, left)
         mn = fma(grad - m0, one_beta1, m0)
         sn = fma(grad * one_beta2, grad, load(s, at, left) * beta2)
         store(m, at, mn, left)
         store(s, at, sn, left)
-        store(w, at, fma(-(mn / fma(sqrt(sn), root, eps)), step, load(w, at, left)), left)
+        if shrink is not None:
+            # Not w (1 - shrink): in float32 the difference from 1 would lose all but a few of shrink's digits.
+            weight = fma(-weight, shrink, weight)
+        store(w, at, fma(-(mn / fma(sqrt(sn), root, eps)), step, weight), left)
         return ()
 
     fold(count, lanes(w), (), body)
@@ -173,70 +217,92 @@ def error_chunk(off, count, factor, y, target, dy) -> np.float64:
 
 
 @kernel
-def sgd(worker, workers, tickets, count, lr, w, g):
-    """w -= lr g;  w, g : (count,), accumulated, read"""
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
-        sgd_chunk(item * CHUNK, min(CHUNK, count - item * CHUNK), lr, w, g)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
+def sgd(worker, workers, tickets, count, lr, w, g, decay, momentum, v, ahead):
+    """w -= lr g, or with momentum v = momentum v + g, w -= lr v, or with ahead as well w -= lr (g + ahead v)
 
-
-@kernel
-def sgd_momentum(worker, workers, tickets, count, lr, momentum, w, g, v):
-    """v = momentum v + g, w -= lr v;  w, g, v : (count,), accumulated, read, overwritten"""
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
-        momentum_chunk(item * CHUNK, min(CHUNK, count - item * CHUNK), lr, momentum, w, g, v)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
-
-
-@kernel
-def adagrad(worker, workers, tickets, count, lr, outside, inside, w, g, s):
-    """s += g^2, w -= lr g / (sqrt(s + inside) + outside)
-
-    w, g, s : (count,), accumulated, read, accumulated
-    """
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
-        adagrad_chunk(item * CHUNK, min(CHUNK, count - item * CHUNK), lr, outside, inside, w, g, s)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
-
-
-@kernel
-def rmsprop(worker, workers, tickets, count, lr, alpha, one_alpha, eps, w, g, s):
-    """s = alpha s + one_alpha g^2, w -= lr g / (sqrt(s) + eps)
-
-    w, g, s : (count,), accumulated, read, overwritten
-    """
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
-        rmsprop_chunk(item * CHUNK, min(CHUNK, count - item * CHUNK), lr, alpha, one_alpha, eps, w, g, s)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
-
-
-@kernel
-def adam(worker, workers, tickets, count, step, one_beta1, beta2, one_beta2, root, eps, w, g, m, s):
-    """m += one_beta1 (g - m), s = beta2 s + one_beta2 g^2, w -= step m / (root sqrt(s) + eps)
-
-    w, g, m, s : (count,), accumulated, read, overwritten, overwritten
+    w, g : (count,), accumulated, read
+    decay : scalar or None; with it, g + decay w stands for g
+    momentum, v : scalar and (count,), overwritten, or None
+    ahead : momentum once more, or None
     """
     items = chunks(count)
     item = take(tickets, 0, worker, workers, 0, items)
     while item >= 0:
         size = min(CHUNK, count - item * CHUNK)
-        adam_chunk(item * CHUNK, size, step, one_beta1, beta2, one_beta2, root, eps, w, g, m, s)
+        sgd_chunk(item * CHUNK, size, lr, w, g, decay, momentum, v, ahead)
+        finish(tickets, 0, workers)
+        item = take(tickets, 0, worker, workers, 0, items)
+    wait(tickets, 0, workers, items)
+
+
+@kernel
+def adagrad(worker, workers, tickets, count, lr, outside, inside, w, g, s, decay):
+    """s += g^2, w -= lr g / root(s)
+
+    outside, inside : root(s) is sqrt(s) + outside, or sqrt(s + inside); the other one is None
+    w, g, s : (count,), accumulated, read, accumulated
+    decay : scalar or None; with it, g + decay w stands for g
+    """
+    items = chunks(count)
+    item = take(tickets, 0, worker, workers, 0, items)
+    while item >= 0:
+        size = min(CHUNK, count - item * CHUNK)
+        adagrad_chunk(item * CHUNK, size, lr, outside, inside, w, g, s, decay)
+        finish(tickets, 0, workers)
+        item = take(tickets, 0, worker, workers, 0, items)
+    wait(tickets, 0, workers, items)
+
+
+@kernel
+def adadelta(worker, workers, tickets, count, lr, rho, one_rho, eps, w, g, s, u, decay):
+    """s = rho s + one_rho g^2, d = g sqrt(u + eps) / sqrt(s + eps), u = rho u + one_rho d^2, w -= lr d
+
+    w, g, s, u : (count,), accumulated, read, overwritten, overwritten
+    decay : scalar or None; with it, g + decay w stands for g
+    """
+    items = chunks(count)
+    item = take(tickets, 0, worker, workers, 0, items)
+    while item >= 0:
+        size = min(CHUNK, count - item * CHUNK)
+        adadelta_chunk(item * CHUNK, size, lr, rho, one_rho, eps, w, g, s, u, decay)
+        finish(tickets, 0, workers)
+        item = take(tickets, 0, worker, workers, 0, items)
+    wait(tickets, 0, workers, items)
+
+
+@kernel
+def rmsprop(worker, workers, tickets, count, lr, alpha, one_alpha, outside, inside, w, g, s, decay, m, momentum, v):
+    """s = alpha s + one_alpha g^2, w -= lr g / root(s); with m, m += one_alpha (g - m) and root(s - m^2)
+
+    outside, inside : root(s) is sqrt(s) + outside, or sqrt(s + inside); the other one is None
+    w, g, s : (count,), accumulated, read, overwritten
+    decay : scalar or None; with it, g + decay w stands for g
+    m : (count,), overwritten, or None
+    momentum, v : scalar and (count,), overwritten, or None; v = momentum v + g / root, w -= lr v
+    """
+    items = chunks(count)
+    item = take(tickets, 0, worker, workers, 0, items)
+    while item >= 0:
+        size = min(CHUNK, count - item * CHUNK)
+        rmsprop_chunk(item * CHUNK, size, lr, alpha, one_alpha, outside, inside, w, g, s, decay, m, momentum, v)
+        finish(tickets, 0, workers)
+        item = take(tickets, 0, worker, workers, 0, items)
+    wait(tickets, 0, workers, items)
+
+
+@kernel
+def adam(worker, workers, tickets, count, step, one_beta1, beta2, one_beta2, root, eps, w, g, m, s, decay, shrink):
+    """m += one_beta1 (g - m), s = beta2 s + one_beta2 g^2, w -= step m / (root sqrt(s) + eps)
+
+    w, g, m, s : (count,), accumulated, read, overwritten, overwritten
+    decay : scalar or None; with it, g + decay w stands for g
+    shrink : scalar or None; with it, w -= shrink w before the step (AdamW)
+    """
+    items = chunks(count)
+    item = take(tickets, 0, worker, workers, 0, items)
+    while item >= 0:
+        size = min(CHUNK, count - item * CHUNK)
+        adam_chunk(item * CHUNK, size, step, one_beta1, beta2, one_beta2, root, eps, w, g, m, s, decay, shrink)
         finish(tickets, 0, workers)
         item = take(tickets, 0, worker, workers, 0, items)
     wait(tickets, 0, workers, items)
