@@ -1,5 +1,7 @@
 """Optimizers and clipping against the reference, in both types; stopping and going on again."""
 
+import math
+
 import numpy as np
 import pytest
 import reference
@@ -264,6 +266,9 @@ def test_weight_noise_is_gaussian():
     before = model.state_dict()
     with fr.weight_noise(model, 0.075, seed=5):
         noise = {name: (array - before[name]).reshape(-1) / 0.075 for name, array in model.params.items()}
+        for store in model.stores():  # the gaps between parameters stay zero
+            assert np.count_nonzero(store.values) == sum(map(math.prod, store.shapes.values()))
+    assert sum(store.values.size for store in model.stores()) > sum(n.size for n in noise.values())
     together = np.concatenate(list(noise.values()))
     assert together.size > 10_000
     for name, n in noise.items():
