@@ -33,6 +33,12 @@ _WHERE = {
     "Linear": "layers.linear",
     "Dropout": "layers.dropout",
     "Sequential": "layers.sequential",
+    "Last": "layers.steps",
+    "Mean": "layers.steps",
+    "Repeat": "layers.steps",
+    "EncoderDecoder": "models.encoder_decoder",
+    "WordVectors": "wordvectors",
+    "load_word_vectors": "wordvectors",
     "cross_entropy": "losses",
     "mse": "losses",
     "softmax": "losses",
@@ -67,12 +73,16 @@ if TYPE_CHECKING:
     from .layers.lstm import LSTM as LSTM
     from .layers.rnn import RNN as RNN
     from .layers.sequential import Sequential as Sequential
+    from .layers.steps import Last as Last
+    from .layers.steps import Mean as Mean
+    from .layers.steps import Repeat as Repeat
     from .losses import cross_entropy as cross_entropy
     from .losses import log_softmax as log_softmax
     from .losses import mse as mse
     from .losses import softmax as softmax
     from .modelfile import ModelFileError as ModelFileError
     from .models.charlm import CharLM as CharLM
+    from .models.encoder_decoder import EncoderDecoder as EncoderDecoder
     from .optim import SGD as SGD
     from .optim import Adadelta as Adadelta
     from .optim import Adagrad as Adagrad
@@ -89,6 +99,8 @@ if TYPE_CHECKING:
     from .schedules import WarmupLR as WarmupLR
     from .threads import get_num_threads as get_num_threads
     from .threads import set_num_threads as set_num_threads
+    from .wordvectors import WordVectors as WordVectors
+    from .wordvectors import load_word_vectors as load_word_vectors
 
 
 def __getattr__(name: str) -> Any:

@@ -28,8 +28,10 @@ class Layer:
         self.grads = Grads(self.params)
 
     def stores(self) -> list[Store]:
-        """The flat vectors behind the parameters; optimizers work on them. None for a layer without parameters."""
-        return list(self._stores.values())
+        """The flat vectors behind the parameters; optimizers work on them. None for a layer without parameters, nor for
+        frozen ones.
+        """
+        return [store for store in self._stores.values() if not store.frozen]
 
     def generators(self) -> list[np.random.Generator]:
         """The random generators that `forward` draws from (dropout), for whoever wants to save their state."""
@@ -60,14 +62,18 @@ class Tape:
 
     def __init__(self, layer: Layer, shape: tuple[int, ...], kept: Any) -> None:
         self.layer, self.shape, self.kept = layer, shape, kept
-        self.versions = [store.version for store in layer.stores()]
+        self.versions = self._versions()
         self._lock = threading.Lock()
+
+    def _versions(self) -> list[int]:
+        # Of frozen parameters too: the gradients of others are computed from them.
+        return [store.version for store in self.layer._stores.values()]
 
     def open(self, layer: Layer) -> Any:
         """What was kept, once, for `layer`."""
         if self.layer is not layer:
             raise ValueError("tape comes from another layer's forward; pass the one that this layer's forward returned")
-        if self.versions != [store.version for store in layer.stores()]:
+        if self.versions != self._versions():
             raise ValueError("the parameters have changed since forward made this tape; run forward again")
         with self._lock:
             kept, self.kept = self.kept, None

@@ -24,10 +24,13 @@ class Store:
 
     `values` is read-only: whoever changes it goes through `writing`, so that what was made from the old values (packed
     weights) is known to be old.
+
+    A frozen store has no gradients, not even the memory for them. It is frozen for life: an optimizer takes its stores
+    when it is made, and must not find one without gradients later.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, frozen: bool = False) -> None:
+        self.dtype, self.frozen = dtype, frozen
         self.shapes = dict(shapes)
         step = ALIGN // dtype.itemsize
         self._where: dict[str, slice] = {}
@@ -36,7 +39,7 @@ class Store:
             n = int(np.prod(shape))
             self._where[name] = slice(size, size + n)
             size += -(-n // step) * step
-        self._values, self.grads = buffers.aligned(size, dtype), buffers.aligned(size, dtype)
+        self._values, self.grads = buffers.aligned(size, dtype), buffers.aligned(0 if frozen else size, dtype)
         self._values.fill(0)
         self.grads.fill(0)
         self.version = 0
@@ -93,10 +96,11 @@ class Store:
         return entry[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shapes": self.shapes, "dtype": self.dtype, "values": self._values, "grads": self.grads}
+        kept = {"shapes": self.shapes, "dtype": self.dtype, "frozen": self.frozen}
+        return {**kept, "values": self._values, "grads": self.grads}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["shapes"], state["dtype"])  # type: ignore[misc]
+        self.__init__(state["shapes"], state["dtype"], state["frozen"])  # type: ignore[misc]
         self._values[:] = state["values"]
         self.grads[:] = state["grads"]
 
@@ -166,17 +170,20 @@ class Params(MutableMapping[str, np.ndarray]):
 
 
 class Grads(Mapping[str, np.ndarray]):
-    """The gradients of a layer or model by name: writable views."""
+    """The gradients of a layer or model by name: writable views. Frozen parameters have none."""
 
     def __init__(self, params: Params) -> None:
         self._params = params
 
     def __getitem__(self, name: str) -> np.ndarray:
         store, own = self._params._find(name)
+        if store.frozen:
+            raise KeyError(f"{name!r} is frozen: it has no gradient")
         return store.grad(own)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._params)
+        stores = self._params._stores.items()
+        return (prefix + name for prefix, store in stores if not store.frozen for name in store.shapes)
 
     def __len__(self) -> int:
-        return len(self._params)
+        return sum(1 for _ in self)
