@@ -384,14 +384,15 @@ def _header(start: bytes) -> tuple[int, int] | None:
 def _is_text(start: bytes, header: tuple[int, int]) -> bool:
     """Whether what follows the header is a line of numbers, or float32.
 
-    Float32 have bytes that no text has; that all of them look like digits happens once in thousands of millions of
-    times even for one number. If they look like letters, the file may be text that is damaged.
+    Where text has digits, float32 of the usual sizes have bytes that are no characters. If all are characters, but not
+    of numbers, it is text that is damaged: to be told so, not taken for binary. A byte of a float32 looks like one in
+    three times of eight, so that the eight bytes of two hardly ever do.
     """
     record = start.partition(b"\n")[2]
-    numbers = record[record.find(b" ") + 1 :][: min(4 * header[1], 64)]
-    if not numbers.translate(None, b"0123456789+-.eE \t\r\n"):
+    numbers = record[record.find(b" ") + 1 :][:64]
+    if not numbers[: 4 * header[1]].translate(None, b"0123456789+-.eE \t\r\n"):
         return True
-    return len(numbers) >= 16 and not re.search(rb"[^\t\r\n -~]", numbers)
+    return len(numbers) >= 8 and not re.search(rb"[^\t\r\n -~]", numbers)
 
 
 def _number(token: bytes) -> bool:
