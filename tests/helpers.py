@@ -27,18 +27,35 @@ CELLS = {
     "rnn_identity": ("RNN", {"nonlinearity": "identity"}),
     "lstm": ("LSTM", {}),
     "lstm_peephole": ("LSTM", {"peephole": "diagonal"}),
+    "lstm_peephole_full": ("LSTM", {"peephole": "full"}),
+    "gru": ("GRU", {}),
+    "gru_before": ("GRU", {"reset": "before"}),
+    "lstm_clip": ("LSTM", {"peephole": "diagonal", "clip": 0.6}),
+    "lstm_activations": ("LSTM", {"activations": ("hardsigmoid", "sigmoid", "relu")}),
+    "lstm_coupled": ("LSTM", {"peephole": "diagonal", "coupled": True}),
+    "lstm_projected": ("LSTM", {"proj_size": 3}),
 }
+# Those with a kink, over which a difference may step.
+KINKED = ("rnn_relu", "lstm_clip", "lstm_activations")
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 def large(cell):
-    """Sizes worth more than one core: more units for the vanilla RNN, which has a quarter of the LSTM's work.
+    """Sizes worth more than one core: more units for the vanilla RNN, which has a fraction of the others' work.
     Without JIT, where one core does it all and slowly, sizes with a few tails.
     """
     if not JIT:
         return {"T": 3, "B": 4, "I": 7, "H": 18}
-    if CELLS[cell][0] == "LSTM":
+    if CELLS[cell][0] != "RNN":
         return {"T": 20, "B": 13, "I": 37, "H": 100}
     return {"T": 20, "B": 13, "I": 67, "H": 190}
+
+
+def mixed_lengths(T, B):
+    """Lengths in no order: the last row goes on to the end, the middle one never starts."""
+    lengths = np.random.default_rng([T, B]).integers(0, T + 1, B)
+    lengths[B // 2], lengths[-1] = 0, T
+    return tuple(lengths.tolist())
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,8 @@ class Problem:
     I: int = 7  # noqa: E741 - the glossary's letter
     H: int = 11
     L: int = 1
+    bidirectional: bool = False
+    lengths: tuple | None = None  # B numbers from 0 to T
     bias: bool = True
     batch_first: bool = False
     indices: bool = False  # x is (T, B) integers: rows of the one-hot matrix
@@ -63,6 +82,7 @@ class Problem:
     has_dstate: bool = True
     dtype: str = "float64"
     seed: int = 0
+    more: tuple = ()  # of (name, value): options of the class besides the cell's
 
     def __post_init__(self):
         assert self.has_dy or self.has_dstate, "no gradient comes in"
@@ -70,6 +90,27 @@ class Problem:
     @property
     def kind(self):
         return CELLS[self.cell][0]
+
+    @property
+    def options(self):
+        """The keywords that make the cell."""
+        return CELLS[self.cell][1] | dict(self.more)
+
+    @property
+    def D(self):
+        """Directions."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def O(self):  # noqa: E743 - the glossary's letter
+        """The width of one direction's output, and of h: H, or what H is projected to."""
+        return self.options.get("proj_size") or self.H
+
+    def shape_of(self, name):
+        """The shape of y, h or c."""
+        if name == "y":
+            return self.T, self.B, self.D * self.O
+        return self.L * self.D, self.B, self.H if name == "c" else self.O
 
     @property
     def states(self):
@@ -87,18 +128,22 @@ class Problem:
 
     @cached_property
     def params(self):
-        rows = 4 * self.H if self.kind == "LSTM" else self.H
+        coupled, peephole = self.options.get("coupled"), self.options.get("peephole")
+        rows = (GATES[self.kind] - bool(coupled)) * self.H
         shapes = {}
         for layer in range(self.L):
-            shapes[f"weight_ih_l{layer}"] = (rows, self.I if layer == 0 else self.H)
-            shapes[f"weight_hh_l{layer}"] = (rows, self.H)
-            if self.bias:
-                shapes |= {f"bias_ih_l{layer}": (rows,), f"bias_hh_l{layer}": (rows,)}
-            if self.cell == "lstm_peephole":
-                shapes[f"weight_peep_l{layer}"] = (3, self.H)
+            for end in ("", "_reverse")[: self.D]:
+                one = {"weight_ih": (rows, self.I if layer == 0 else self.D * self.O), "weight_hh": (rows, self.O)}
+                if self.bias:
+                    one |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                if self.options.get("proj_size"):
+                    one["weight_hr"] = (self.O, self.H)
+                if peephole:
+                    one["weight_peep"] = (2 if coupled else 3, self.H) + (self.H,) * (peephole == "full")
+                shapes |= {f"{name}_l{layer}{end}": shape for name, shape in one.items()}
         # Pre-activations stay of order 1: the gradients of saturated gates would be made of rounding errors.
         scales = {
-            name: shape[1] ** -0.5 if name.startswith(("weight_ih", "weight_hh")) else 0.5
+            name: shape[-1] ** -0.5 if name.startswith(("weight_ih", "weight_hh")) or len(shape) == 3 else 0.5
             for name, shape in shapes.items()
         }
         return {name: self.random(name, *shape, scale=scales[name]) for name, shape in shapes.items()}
@@ -112,13 +157,13 @@ class Problem:
         """Every array that has a gradient, under its name."""
         arrays = {} if self.indices else {"x": self.random("x", self.T, self.B, self.I, scale=1.0)}
         if self.has_state:
-            arrays |= {f"{name}0": self.random(f"{name}0", self.L, self.B, self.H) for name in self.states}
+            arrays |= {f"{name}0": self.random(f"{name}0", *self.shape_of(name)) for name in self.states}
         return arrays | self.params
 
     @cached_property
     def doutputs(self):
         """Random gradients of y and of the final state; zeros for what the problem has none of."""
-        shapes = {"y": (self.T, self.B, self.H)} | {name: (self.L, self.B, self.H) for name in self.states}
+        shapes = {name: self.shape_of(name) for name in ("y", *self.states)}
         given = {name: self.has_dy if name == "y" else self.has_dstate for name in shapes}
         return {name: given[name] * self.random(f"d{name}", *shape, scale=1.0) for name, shape in shapes.items()}
 
@@ -130,11 +175,9 @@ class Problem:
         x = arrays["x"] if "x" in arrays else reference.one_hot(self.ids, self.I)
         params = {name: array for name, array in arrays.items() if name not in ("x", "h0", "c0")}
         state = [arrays.get(f"{name}0") for name in self.states]
-        if self.kind == "LSTM":
-            y, h, c = reference.lstm(params, x, *state)
-            return {"y": y, "h": h, "c": c}
-        y, h = reference.rnn(params, x, *state, **CELLS[self.cell][1])
-        return {"y": y, "h": h}
+        run = {"RNN": reference.rnn, "GRU": reference.gru, "LSTM": reference.lstm}[self.kind]
+        outputs = run(params, x, *state, lengths=self.lengths, **self.options)
+        return dict(zip(("y", *self.states), outputs, strict=True))
 
     def loss(self, arrays):
         """The number whose gradient by y, h, c is `doutputs`."""
@@ -160,7 +203,8 @@ class Problem:
             bias=self.bias,
             batch_first=self.batch_first,
             dtype=self.dtype,
-            **CELLS[self.cell][1],
+            bidirectional=self.bidirectional,
+            **self.options,
         )
         assert set(layer.params) == set(self.params)
         for name, array in self.params.items():
@@ -196,12 +240,12 @@ class Problem:
 
     def infer(self, layer):
         """The outputs of inference."""
-        y, state = layer(self.x, self.state)
+        y, state = layer(self.x, self.state, self.lengths)
         return {"y": self.turned(y)} | self.unpack(state)
 
     def forward(self, layer):
         """The outputs of a training pass, and its tape."""
-        y, state, tape = layer.forward(self.x, self.state)
+        y, state, tape = layer.forward(self.x, self.state, self.lengths)
         return {"y": self.turned(y)} | self.unpack(state), tape
 
     def backward(self, layer, tape):

@@ -1,9 +1,9 @@
 """The mathematics of fastrnn once more, in plain float64 NumPy, by hand: nothing here imports fastrnn.
 
 Everything is forward only. Gradients come from the forward by complex step, so every function takes complex
-numbers: no `abs`, no `maximum`, no `clip`; where a sign decides, it is the real part's.
+numbers: no `abs`, no `maximum`, no `np.clip`; where a sign decides, it is the real part's.
 
-Shapes are the glossary's, `x (T, B, I)`, `h, c (L, B, H)`, parameters as in PyTorch. Any argument may carry
+Shapes are the glossary's, `x (T, B, I)`, `h, c (L D, B, H)`, parameters as in PyTorch. Any argument may carry
 leading axes besides (`...`): that is how `complex_step` moves many elements of an array in one evaluation.
 """
 
@@ -24,10 +24,34 @@ def identity(a):
     return a
 
 
-NONLINEARITIES = {"tanh": np.tanh, "relu": relu, "sigmoid": sigmoid, "identity": identity}
+def clamp(a, low, high):
+    """a within the limits, the limit outside. NaN passes."""
+    return np.where(a.real < low, low, np.where(a.real > high, high, a))
 
 
-# --- recurrent layers ---------------------------------------------------------------------------------------
+def hardsigmoid(a):
+    """A line through (0, 1/2) with slope 1/5, cut at 0 and 1: ONNX's, with its default constants."""
+    return clamp(0.2 * a + 0.5, 0, 1)
+
+
+def softsign(a):
+    """a / (1 + |a|)"""
+    return a / (1 + np.where(a.real < 0, -a, a))
+
+
+NONLINEARITIES = {
+    "tanh": np.tanh,
+    "relu": relu,
+    "sigmoid": sigmoid,
+    "identity": identity,
+    "hardsigmoid": hardsigmoid,
+    "softsign": softsign,
+}
+
+
+# --- one step of one layer in one direction -----------------------------------------------------------------
+#
+# `params` holds that direction's arrays, under their names without `_l0` or `_l0_reverse`.
 
 
 def affine(x, weight, bias):
@@ -35,54 +59,78 @@ def affine(x, weight, bias):
     return x @ np.swapaxes(weight, -1, -2) + bias[..., None, :]
 
 
-def rnn_step(params, layer, x, h, nonlinearity):
-    """One step of one layer. Elman 1990. x (B, I), h (B, H) -> h (B, H)"""
-    U, W, b_u, b_w = of_layer(params, layer)
-    return NONLINEARITIES[nonlinearity](affine(x, U, b_u) + affine(h, W, b_w))
+def from_below(params, x):
+    """U x + b, every gate beside the other. x (B, I) -> (B, G H)"""
+    U = params["weight_ih"]
+    return affine(x, U, params.get("bias_ih", np.zeros(U.shape[-2])))
 
 
-def lstm_step(params, layer, x, h, c):
-    """One step of one layer. Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000; peepholes:
-    Gers, Schraudolph and Schmidhuber 2002. x (B, I), h and c (B, H) -> h, c (B, H)
+def from_before(params, h):
+    """W h + b, every gate beside the other. h (B, H) -> (B, G H)"""
+    W = params["weight_hh"]
+    return affine(h, W, params.get("bias_hh", np.zeros(W.shape[-2])))
+
+
+def rnn_step(params, x, h, nonlinearity="tanh"):
+    """Elman 1990. x (B, I), h (B, H) -> h (B, H)"""
+    return (NONLINEARITIES[nonlinearity](from_below(params, x) + from_before(params, h)),)
+
+
+def gru_step(params, x, h, reset="after"):
+    """Cho et al. 2014, whose reset gate stands before the recurrent product; after it, as cuDNN and PyTorch have
+    it: Appleyard, Kocisky and Blunsom 2016. x (B, I), h (B, H) -> h (B, H)
     """
-    U, W, b_u, b_w = of_layer(params, layer)
-    U_i, U_f, U_g, U_o = np.split(U, 4, axis=-2)
-    W_i, W_f, W_g, W_o = np.split(W, 4, axis=-2)
-    b_ui, b_uf, b_ug, b_uo = np.split(b_u, 4, axis=-1)
-    b_wi, b_wf, b_wg, b_wo = np.split(b_w, 4, axis=-1)
-    p_i, p_f, p_o = peepholes(params, layer)
+    u_r, u_z, u_n = np.split(from_below(params, x), 3, axis=-1)
+    w_r, w_z, w_n = np.split(from_before(params, h), 3, axis=-1)
+    r = sigmoid(u_r + w_r)
+    z = sigmoid(u_z + w_z)
+    if reset == "after":
+        n = np.tanh(u_n + r * w_n)
+    else:
+        _, _, w_n = np.split(from_before(params, r * h), 3, axis=-1)
+        n = np.tanh(u_n + w_n)
+    return ((1 - z) * n + z * h,)
 
-    i = sigmoid(affine(x, U_i, b_ui) + affine(h, W_i, b_wi) + p_i * c)
-    f = sigmoid(affine(x, U_f, b_uf) + affine(h, W_f, b_wf) + p_f * c)
-    g = np.tanh(affine(x, U_g, b_ug) + affine(h, W_g, b_wg))
-    c = f * c + i * g
-    o = sigmoid(affine(x, U_o, b_uo) + affine(h, W_o, b_wo) + p_o * c)
-    h = o * np.tanh(c)
+
+def lstm_step(
+    params, x, h, c, peephole=None, coupled=False, clip=None, activations=("sigmoid", "tanh", "tanh"), proj_size=0
+):
+    """x (B, I), h and c (B, H) -> h, c (B, H); with a projection h is (B, P).
+
+    Hochreiter and Schmidhuber 1997; the forget gate: Gers, Schmidhuber and Cummins 2000; peepholes: Gers,
+    Schraudolph and Schmidhuber 2002; coupled gates: Greff et al. 2017; projection: Sak, Senior and Beaufays 2014.
+    """
+    sigma_g, sigma_c, sigma_h = (NONLINEARITIES[name] for name in activations)
+    gates = ("i", "g", "o") if coupled else ("i", "f", "g", "o")
+    a = dict(zip(gates, np.split(from_below(params, x) + from_before(params, h), len(gates), axis=-1), strict=True))
+
+    i = sigma_g(limited(a["i"] + peep(params, "i", c, peephole, coupled), clip))
+    f = 1 - i if coupled else sigma_g(limited(a["f"] + peep(params, "f", c, peephole, coupled), clip))
+    g = sigma_c(limited(a["g"], clip))
+    c = limited(f * c + i * g, clip)
+    o = sigma_g(limited(a["o"] + peep(params, "o", c, peephole, coupled), clip))
+    h = o * sigma_h(c)
+    if proj_size:
+        h = h @ np.swapaxes(params["weight_hr"], -1, -2)
     return h, c
 
 
-def of_layer(params, layer):
-    """U, W and the two biases of a layer; a layer without biases has zeros."""
-    U, W = params[f"weight_ih_l{layer}"], params[f"weight_hh_l{layer}"]
-    zeros = np.zeros(U.shape[-2])
-    return U, W, params.get(f"bias_ih_l{layer}", zeros), params.get(f"bias_hh_l{layer}", zeros)
+def limited(a, clip):
+    """Within [-clip, clip], if there is a limit."""
+    return a if clip is None else clamp(a, -clip, clip)
 
 
-def peepholes(params, layer):
-    """The three rows, i f o, of a layer's peephole weights, each (..., 1, H); zeros if it has none."""
-    H = params[f"weight_hh_l{layer}"].shape[-1]
-    p = params.get(f"weight_peep_l{layer}", np.zeros((3, H)))
-    return p[..., 0, None, :], p[..., 1, None, :], p[..., 2, None, :]
+def peep(params, gate, c, peephole, coupled):
+    """What a gate sees of the cell: p c element by element, or the matrix product P c. c (B, H) -> (B, H)"""
+    if "weight_peep" not in params:
+        return 0
+    row = ("i", "o").index(gate) if coupled else ("i", "f", "o").index(gate)
+    if peephole == "full":
+        return c @ np.swapaxes(params["weight_peep"][..., row, :, :], -1, -2)
+    return params["weight_peep"][..., row, None, :] * c
 
 
-def num_layers(params):
-    return sum(name.startswith("weight_hh_l") for name in params)
-
-
-def at_start(state, params, x):
-    """The initial state of every layer, a list of (..., B, H); zeros if there is none."""
-    L, B, H = num_layers(params), x.shape[-2], params["weight_hh_l0"].shape[-1]
-    return [np.zeros((B, H)) if state is None else state[..., layer, :, :] for layer in range(L)]
+# --- layers, directions, steps ------------------------------------------------------------------------------
 
 
 def stack(arrays, axis):
@@ -90,29 +138,76 @@ def stack(arrays, axis):
     return np.stack(np.broadcast_arrays(*arrays), axis=axis)
 
 
-def rnn(params, x, h0=None, nonlinearity="tanh"):
-    """x (T, B, I), h0 (L, B, H) -> y (T, B, H), h (L, B, H)"""
-    h = at_start(h0, params, x)
-    y = []
-    for t in range(x.shape[-3]):
-        below = x[..., t, :, :]
-        for layer in range(num_layers(params)):
-            h[layer] = below = rnn_step(params, layer, below, h[layer], nonlinearity)
-        y.append(below)
-    return stack(y, -3), stack(h, -3)
+def concatenate(arrays, axis):
+    """`np.concatenate`, likewise."""
+    leading = np.broadcast_shapes(*(a.shape[:-3] for a in arrays))
+    return np.concatenate([np.broadcast_to(a, leading + a.shape[-3:]) for a in arrays], axis=axis)
 
 
-def lstm(params, x, h0=None, c0=None):
-    """x (T, B, I), h0 and c0 (L, B, H) -> y (T, B, H), h (L, B, H), c (L, B, H)"""
-    h, c = at_start(h0, params, x), at_start(c0, params, x)
-    y = []
-    for t in range(x.shape[-3]):
-        below = x[..., t, :, :]
-        for layer in range(num_layers(params)):
-            h[layer], c[layer] = lstm_step(params, layer, below, h[layer], c[layer])
-            below = h[layer]
-        y.append(below)
-    return stack(y, -3), stack(h, -3), stack(c, -3)
+def directions(params):
+    """The ends of the parameters' names, layer by layer, forward before reverse."""
+    ends = {name.removeprefix("weight_hh_") for name in params if name.startswith("weight_hh_l")}
+    return sorted(ends, key=lambda end: (int(end.removesuffix("_reverse")[1:]), end))
+
+
+def of_direction(params, end):
+    """One direction's arrays, under their names without the end."""
+    return {name.removesuffix(f"_{end}"): array for name, array in params.items() if name.endswith(f"_{end}")}
+
+
+def over_time(step, params, x, start, lengths):
+    """Every layer and direction over every step (Schuster and Paliwal 1997 for the two directions).
+
+    step : (params, x (B, I), *state) -> the new state, h first
+    start : the initial states, each (L D, B, H)
+    lengths : (B,); from a row's end on nothing happens to its state, and y is zero. So the reverse direction,
+        which comes from the right, starts at each row's own end.
+    -> y (T, B, D H), then the final states, each (L D, B, H)
+    """
+    T, B = x.shape[-3:-1]
+    valid = np.arange(T)[:, None, None] < (np.full(B, T) if lengths is None else np.asarray(lengths))[:, None]
+    finals, below = [], []
+    for number, end in enumerate(directions(params)):
+        weights = of_direction(params, end)
+        reverse = end.endswith("reverse")
+        if not reverse and number:
+            x, below = concatenate(below, -1), []
+        state = [part[..., number, :, :] for part in start]
+        y = [None] * T
+        for t in reversed(range(T)) if reverse else range(T):
+            new = step(weights, x[..., t, :, :], *state)
+            state = [np.where(valid[t], after, before) for after, before in zip(new, state, strict=True)]
+            y[t] = np.where(valid[t], state[0], 0)
+        finals.append(state)
+        below.append(stack(y, -3))
+    return concatenate(below, -1), *(stack(parts, -3) for parts in zip(*finals, strict=True))
+
+
+def zeros(params, x, name):
+    """An initial state of zeros, as wide as the input of weight `name`."""
+    return np.zeros((len(directions(params)), x.shape[-2], params[f"{name}_l0"].shape[-1]))
+
+
+def rnn(params, x, h0=None, nonlinearity="tanh", lengths=None):
+    """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
+    start = [zeros(params, x, "weight_hh") if h0 is None else h0]
+    return over_time(lambda p, x, h: rnn_step(p, x, h, nonlinearity), params, x, start, lengths)
+
+
+def gru(params, x, h0=None, reset="after", lengths=None):
+    """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
+    start = [zeros(params, x, "weight_hh") if h0 is None else h0]
+    return over_time(lambda p, x, h: gru_step(p, x, h, reset), params, x, start, lengths)
+
+
+def lstm(params, x, h0=None, c0=None, lengths=None, **options):
+    """x (T, B, I), h0 and c0 (L D, B, H) -> y (T, B, D H), h and c (L D, B, H); `options`: those of `lstm_step`"""
+    widest = "weight_hr" if options.get("proj_size") else "weight_hh"
+    start = [
+        zeros(params, x, "weight_hh") if h0 is None else h0,
+        zeros(params, x, widest) if c0 is None else c0,
+    ]
+    return over_time(lambda p, x, h, c: lstm_step(p, x, h, c, **options), params, x, start, lengths)
 
 
 # --- layers without time ------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import sys
 import numba
 import numpy as np
 import pytest
-from helpers import CELLS, JIT, Problem, assert_same_bits, run_python
+from helpers import CELLS, JIT, Problem, assert_same_bits, mixed_lengths, run_python
 
 import fastrnn as fr
 import fastrnn.kernels
@@ -194,17 +194,20 @@ def recurrent(size, dtype):
             T=1 + size % 3,
             B=1 + (size + 5 * number) % 13,
             I=1 + (7 * size + 3 * number) % (3 * w),
-            H=size,
+            H=size + CELLS[cell][1].get("proj_size", 0),  # which is smaller than H
             L=1 + size // 2 % 2,
+            bidirectional=(size + number) % 3 == 0,
             bias=size % 5 != 0,
             has_state=size % 7 != 0,
             has_dy=size % 11 != 0,
             dtype=dtype,
         )
+        problem = problem.but(lengths=mixed_lengths(problem.T, problem.B) if (size + number) % 4 < 2 else None)
         for one in (problem, problem.but(indices=True)):
             outputs, gradients = one.solve()
             for kind, arrays in (("", outputs), ("", gradients), ("inferred ", one.infer(one.layer()))):
                 results |= {f"{cell} {one.indices} {kind}{name}": a for name, a in arrays.items()}
+        problem = problem.but(bidirectional=False)
         layer, state = problem.layer(), problem.but(has_state=True).state
         for step in range(3):  # from the second one on, a kernel of its own
             y, state = layer(problem.x[:1], state)

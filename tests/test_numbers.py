@@ -8,7 +8,7 @@ import json
 import numba
 import numpy as np
 import pytest
-from helpers import CELLS, JIT, Problem, assert_close, assert_same_bits, large, run_python
+from helpers import CELLS, JIT, Problem, assert_close, assert_same_bits, large, mixed_lengths, run_python
 from numba.core.codegen import get_host_cpu_features
 
 import fastrnn as fr
@@ -17,8 +17,8 @@ import fastrnn as fr
 TINY = {"T": 3, "B": 2, "I": 1, "H": 5}
 MIDDLE = {"T": 7, "B": 5, "I": 13, "H": 35} if JIT else {"T": 3, "B": 5, "I": 2, "H": 9}
 
-# name -> problem; every test here runs on all of them
-PROBLEMS = {}
+# name -> problem. Those of one direction and one length can also be cut into chunks.
+PROBLEMS, VARIANTS = {}, {}
 for _cell in CELLS:
     for _dtype in ("float32", "float64"):
         PROBLEMS[f"{_cell}-{_dtype}-tiny"] = Problem(_cell, **TINY, L=2, dtype=_dtype)
@@ -26,7 +26,19 @@ for _cell in CELLS:
         PROBLEMS[f"{_cell}-{_dtype}-large"] = Problem(_cell, **large(_cell), dtype=_dtype)
     PROBLEMS[f"{_cell}-indices"] = Problem(_cell, **large(_cell), L=2, indices=True, dtype="float32")
 
-every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+    VARIANTS[f"{_cell}-bidirectional"] = Problem(_cell, **MIDDLE, L=3, bidirectional=True, indices=True)
+    _lengths = {"lengths": mixed_lengths(large(_cell)["T"], large(_cell)["B"]), "dtype": "float32"}
+    VARIANTS[f"{_cell}-lengths"] = Problem(_cell, **large(_cell), **_lengths)
+    VARIANTS[f"{_cell}-both"] = Problem(_cell, **large(_cell), L=2, bidirectional=True, **_lengths)
+
+
+def every(problems):
+    """A test of each of them."""
+    return pytest.mark.parametrize("problem", problems.values(), ids=problems)
+
+
+every_problem = every(PROBLEMS | VARIANTS)
+one_way = every(PROBLEMS)
 
 
 def by_row(results, rows):
@@ -36,18 +48,19 @@ def by_row(results, rows):
 
 
 def only(problem, rows, steps=slice(None)):
-    """The same problem with these rows of the batch and these steps alone, in time-major pieces."""
+    """What goes in for these rows of the batch and these steps alone, in time-major pieces."""
     of_rows = {name: problem.unpack(state) for name, state in (("state", problem.state), ("dstate", problem.dstate))}
     packed = {
         name: problem.pack({part: np.ascontiguousarray(a[:, rows]) for part, a in parts.items()})
         for name, parts in of_rows.items()
     }
-    return problem.x[steps, rows], packed["state"], problem.dy[steps, rows], packed["dstate"]
+    lengths = None if problem.lengths is None else np.array(problem.lengths)[rows]
+    return problem.x[steps, rows], packed["state"], problem.dy[steps, rows], packed["dstate"], lengths
 
 
-def run(problem, layer, x, state, dy, dstate):
+def run(problem, layer, x, state, dy, dstate, lengths=None):
     """Outputs and gradients by row of one training pass."""
-    y, final, tape = layer.forward(x, state)
+    y, final, tape = layer.forward(x, state, lengths)
     dx, dstart = layer.backward(tape, dy, dstate)
     results = {"y": y} | problem.unpack(final) | {f"d{n}0": d for n, d in problem.unpack(dstart).items()}
     return results if dx is None else results | {"dx": dx}
@@ -139,10 +152,11 @@ def in_chunks(problem, ends):
     """The results by row when the sequence is cut at these ends: states go forward, their gradients back."""
     layer = problem.layer()
     cuts = list(zip((0, *ends[:-1]), ends, strict=True))
-    _, state, _, dstate = only(problem, slice(None))
+    _, state, _, dstate, lengths = only(problem, slice(None))
     ys, tapes, dxs = [], [], []
     for start, end in cuts:
-        y, state, tape = layer.forward(problem.x[start:end], state)
+        left = None if lengths is None else np.clip(lengths - start, 0, end - start)
+        y, state, tape = layer.forward(problem.x[start:end], state, left)
         ys.append(y)
         tapes.append(tape)
     for (start, end), tape in zip(reversed(cuts), reversed(tapes), strict=True):
@@ -153,10 +167,12 @@ def in_chunks(problem, ends):
     return outputs, gradients if problem.indices else gradients | {"dx": np.concatenate(dxs)}
 
 
-@every_problem
+@every(PROBLEMS | {name: problem for name, problem in VARIANTS.items() if not problem.bidirectional})
 @pytest.mark.parametrize("ends", [(1,), (-1,), (1, 3), range(1, 20)], ids=["1 rest", "rest 1", "1 2 rest", "steps"])
 def test_chunks(problem, ends):
-    """At once, in chunks, step by step: outputs, states, dx and the gradient of the initial state."""
+    """At once, in chunks, step by step: outputs, states, dx and the gradient of the initial state. With lengths
+    a row may end in an earlier chunk, and has nothing in the later ones.
+    """
     T = problem.T
     ends = [*sorted({end % T for end in ends if end < T}), T]
     expected = by_row(whole(problem), slice(None))
@@ -165,7 +181,7 @@ def test_chunks(problem, ends):
     assert_one_result(gradients, {name: expected[name] for name in gradients})
 
 
-@every_problem
+@one_way
 def test_inference_in_steps(problem):
     """Streaming: one call per step gives the sequence's outputs."""
     layer = problem.layer()
@@ -174,6 +190,69 @@ def test_inference_in_steps(problem):
         y, state = layer(problem.x[t : t + 1], state)
         ys.append(y)
     assert_one_result({"y": np.concatenate(ys)} | problem.unpack(state), problem.infer(layer))
+
+
+# --- lengths ------------------------------------------------------------------------------------------------
+
+
+@every({name: problem for name, problem in VARIANTS.items() if problem.lengths is not None})
+def test_row_cut_to_its_length(problem):
+    """A row among longer and shorter ones gives what it gives alone, without its padding and without lengths."""
+    layer, together = problem.layer(), whole(problem)
+    for row, length in enumerate(problem.lengths):
+        among = by_row(together, [row])
+        if length:
+            *pieces, _ = only(problem, [row], slice(length))
+            cut = {name: a[:length] if name in ("y", "dx") else a for name, a in among.items()}
+            assert_one_result(run(problem, layer, *pieces), cut)
+        else:
+            _, state, _, dstate, _ = only(problem, [row])
+            same = problem.unpack(state) | {f"d{name}0": d for name, d in problem.unpack(dstate).items()}
+            assert_same_bits({name: among[name] for name in same}, same)
+        for name in ("y", "dx"):
+            assert np.all(among[name][length:] == 0)
+
+
+@every({name: problem for name, problem in VARIANTS.items() if not problem.indices})
+def test_lengths_that_cut_nothing(problem):
+    """Every row as long as the sequence: the bits of no lengths at all."""
+    plain = problem.but(lengths=None)
+    cut = problem.but(lengths=(problem.T,) * problem.B)
+    assert_one_result(by_row(whole(cut), slice(None)), by_row(whole(plain), slice(None)))
+    assert_one_result(cut.infer(cut.layer()), plain.infer(plain.layer()))
+
+
+# --- two directions -----------------------------------------------------------------------------------------
+
+
+@every({name: problem.but(L=1) for name, problem in VARIANTS.items() if problem.bidirectional})
+def test_each_direction_alone(problem):
+    """A layer of two directions is two layers, the second of which reads every row from its own end."""
+    together, width = whole(problem), problem.O
+    lengths = [problem.T] * problem.B if problem.lengths is None else problem.lengths
+    for number, end in enumerate(("", "_reverse")):
+        single = problem.but(bidirectional=False)
+        params = {name: problem.params[f"{name}{end}"] for name in single.params}
+        single.__dict__["params"] = params  # its other arrays are the larger problem's, cut
+        layer = single.layer()
+        for row in {0, problem.B // 2, problem.B - 1}:
+            length = lengths[row]
+            if not length:
+                continue
+            turn = slice(None, None, -1 if number else 1)
+            x, state, dy, dstate, _ = only(problem, [row], slice(length))
+            state, dstate = (
+                problem.pack({n: np.ascontiguousarray(a[number, None]) for n, a in problem.unpack(s).items()})
+                for s in (state, dstate)
+            )
+            dy = dy[turn, :, number * width : (number + 1) * width]
+            found = run(problem, layer, x[turn], state, np.ascontiguousarray(dy), dstate)
+            found.pop("dx", None)  # the two directions' are added
+            found["y"] = np.ascontiguousarray(found["y"][turn])
+            among = by_row(together, [row])
+            expected = {n: np.ascontiguousarray(among[n][number, None]) for n in found if n != "y"}
+            expected["y"] = np.ascontiguousarray(among["y"][:length, :, number * width : (number + 1) * width])
+            assert_one_result(found, expected)
 
 
 # --- a whole model ------------------------------------------------------------------------------------------
@@ -220,7 +299,7 @@ def fingerprints():
     """A hash of every array of every problem. Also run by a fresh Python that compiles for another CPU."""
     return {
         f"{name} {part}": hashlib.sha256(array.tobytes()).hexdigest()
-        for name, problem in PROBLEMS.items()
+        for name, problem in (PROBLEMS | VARIANTS).items()
         for part, array in whole(problem).items()
     }
 
@@ -277,7 +356,7 @@ def test_nan_stays_in_its_row(name, where):
     problem = PROBLEMS[name]
     layer, row, step = problem.layer(), problem.B - 1, problem.T // 2 if where == "x" else 0
     others = np.arange(problem.B) != row
-    x, state, dy, dstate = only(problem, slice(None))
+    x, state, dy, dstate, _ = only(problem, slice(None))
     if where == "x":
         x[step, row, -1] = np.nan
     else:
@@ -295,6 +374,24 @@ def test_nan_stays_in_its_row(name, where):
     number = ~np.isnan(hurt["y"])
     np.testing.assert_array_equal(~np.isnan(hurt["inferred"]), number)
     assert hurt["inferred"][number].tobytes() == hurt["y"][number].tobytes()
+
+
+@every({name: problem for name, problem in VARIANTS.items() if not problem.indices})
+def test_nan_stays_in_its_row_both_ways_and_with_lengths(problem):
+    """NaN in one row reaches that row's outputs, in the reverse direction those before it, and no other row's bits."""
+    row, step = problem.B - 1, problem.T // 2  # a row that goes on to the end
+    others = np.arange(problem.B) != row
+    pieces = only(problem, slice(None))
+    pieces[0][step, row, -1] = np.nan
+    with np.errstate(invalid="ignore"):
+        hurt = run(problem, problem.layer(), *pieces)
+    well = whole(problem)
+    assert_same_bits(by_row(hurt, others), by_row(well, others))
+    assert np.isnan(hurt["y"][step:, row]).all()
+    assert np.isnan(hurt["y"][:step, row]).all() == problem.bidirectional
+    if not problem.bidirectional:
+        assert_same_bits({"y": hurt["y"][:step]}, {"y": well["y"][:step]})
+    assert np.isnan(hurt["h"][:, row]).all()
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers import CELLS, JIT, Problem, assert_close, import_or_skip
+from helpers import CELLS, JIT, Problem, assert_close, import_or_skip, mixed_lengths
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import problems
 
 import fastrnn as fr
 
@@ -10,7 +13,7 @@ torch = import_or_skip("torch")
 torch.set_num_threads(1)  # its threads spin for a while after each call, on the processors that ours want
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-SHARED = ["rnn_tanh", "rnn_relu", "lstm"]  # the cells that PyTorch has too
+SHARED = [cell for cell in ("rnn_tanh", "rnn_relu", "lstm", "gru", "lstm_projected") if cell in CELLS]  # PyTorch's too
 SIZES = [
     {"T": 1, "B": 2, "I": 3, "H": 5},
     {"T": 20, "B": 13, "I": 37, "H": 100} if JIT else {"T": 4, "B": 3, "I": 7, "H": 18},
@@ -24,25 +27,47 @@ def to_numpy(tensor):
 
 def peer_of(problem):
     """The PyTorch module with the problem's weights."""
-    kind, options = CELLS[problem.cell]
-    shape = {"num_layers": problem.L, "bias": problem.bias, "batch_first": problem.batch_first}
-    peer = getattr(torch.nn, kind)(problem.I, problem.H, dtype=getattr(torch, problem.dtype), **shape, **options)
+    shape = {"num_layers": problem.L, "bias": problem.bias, "bidirectional": problem.bidirectional}
+    peer = getattr(torch.nn, problem.kind)(
+        problem.I, problem.H, dtype=getattr(torch, problem.dtype), **shape, **problem.options
+    )
     peer.load_state_dict({name: torch.from_numpy(a.astype(problem.dtype)) for name, a in problem.params.items()})
     return peer
 
 
 def solve_by_torch(problem):
-    """The outputs and gradients of the PyTorch module, under the names of `Problem.solve`."""
-    peer = peer_of(problem)
-    x = torch.from_numpy(problem.x).requires_grad_()
+    """The outputs and gradients of the PyTorch module, under the names of `Problem.solve`, time-major.
+
+    It packs sequences of any order but none of length zero: those rows have no output, keep their state, and pass
+    its gradient on.
+    """
+    peer, pack = peer_of(problem), torch.nn.utils.rnn
+    x = torch.from_numpy(problem.turned(problem.x)).requires_grad_()
     state = {n: torch.from_numpy(a).requires_grad_() for n, a in problem.unpack(problem.state).items()}
-    y, final = peer(x, problem.pack(state))
-    outputs = [y, *problem.unpack(final).values()]
-    douts = [problem.dy, *problem.unpack(problem.dstate).values()]
-    torch.autograd.backward(outputs, [torch.from_numpy(d) for d in douts])
-    gradients = {f"d{name}": to_numpy(p.grad) for name, p in peer.named_parameters()}
-    gradients |= {f"d{n}0": to_numpy(s.grad) for n, s in state.items()} | {"dx": problem.turned(to_numpy(x.grad))}
-    return {"y": problem.turned(to_numpy(y))} | {n: to_numpy(s) for n, s in problem.unpack(final).items()}, gradients
+    if problem.lengths is None:
+        y, final = peer(x, problem.pack(state))
+        final = problem.unpack(final)
+    else:
+        some = torch.tensor(problem.lengths).nonzero()[:, 0]
+        y, final = torch.zeros(problem.shape_of("y"), dtype=x.dtype), {n: s.clone() for n, s in state.items()}
+        if len(some):
+            packed = pack.pack_padded_sequence(x[:, some], torch.tensor(problem.lengths)[some], enforce_sorted=False)
+            packed, ended = peer(packed, problem.pack({n: s[:, some] for n, s in state.items()}))
+            y[:, some] = pack.pad_packed_sequence(packed, total_length=problem.T)[0]
+            for name, end in problem.unpack(ended).items():
+                final[name][:, some] = end
+    outputs = {"y": y} | final
+    douts = {n: torch.from_numpy(d.astype(problem.dtype)) for n, d in problem.doutputs.items()}
+    reached = [name for name, output in outputs.items() if output.requires_grad]  # not y, if no row has a step
+    torch.autograd.backward([outputs[name] for name in reached], [douts[name] for name in reached])
+    gradients = {f"d{name}": gradient_of(p) for name, p in peer.named_parameters()}
+    gradients |= {f"d{n}0": gradient_of(s) for n, s in state.items()} | {"dx": gradient_of(x)}
+    return {name: to_numpy(output) for name, output in outputs.items()}, gradients
+
+
+def gradient_of(tensor):
+    """Zeros where nothing came back: no row had a step."""
+    return to_numpy(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=["small", "large"])
@@ -50,12 +75,45 @@ def solve_by_torch(problem):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("cell", SHARED)
 def test_outputs_and_gradients(cell, dtype, L, size):
-    """nn.RNN and nn.LSTM, forward and every gradient."""
+    """nn.RNN, nn.LSTM and nn.GRU, forward and every gradient."""
     problem = Problem(cell, **size, L=L, dtype=dtype)
     outputs, gradients = problem.solve()
     expected_outputs, expected_gradients = solve_by_torch(problem)
     assert_close(outputs, expected_outputs, TOLERANCE[dtype])
     assert_close(gradients, expected_gradients, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both ways"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("cell", SHARED)
+def test_directions_and_lengths(cell, dtype, bidirectional, lengths):
+    """Two layers of either direction, padded sequences and packed ones, forward and every gradient."""
+    size = SIZES[1]
+    problem = Problem(cell, **size, L=2, bidirectional=bidirectional, dtype=dtype)
+    if lengths:
+        problem = problem.but(lengths=mixed_lengths(size["T"], size["B"]))
+    for got, want in zip(problem.solve(), solve_by_torch(problem), strict=True):
+        assert_close(got, want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("cell", SHARED)
+@given(data=st.data())
+def test_random_options(cell, data):
+    """Any size, depth, direction, lengths and options together."""
+    problem = data.draw(problems(cell, indices=False, has_state=True))
+    for got, want in zip(problem.solve(), solve_by_torch(problem), strict=True):
+        assert_close(got, want, TOLERANCE["float64"])
+
+
+@pytest.mark.parametrize("cell", SHARED)
+@given(data=st.data())
+def test_reference(cell, data):
+    """So are the reference's, by which all else is judged: outputs and complex-step gradients."""
+    problem = data.draw(problems(cell, indices=False, has_state=True))
+    outputs, gradients = solve_by_torch(problem)
+    assert_close(problem.outputs(), outputs, TOLERANCE["float64"])
+    assert_close(problem.gradients, gradients, 1e-11)
 
 
 @pytest.mark.parametrize("options", [{"bias": False}, {"batch_first": True}], ids=["no bias", "batch first"])
@@ -68,11 +126,12 @@ def test_options(cell, options):
         assert_close(got, want, TOLERANCE["float64"])
 
 
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both ways"])
 @pytest.mark.parametrize("cell", SHARED)
-def test_state_dict_as_it_is(cell):
+def test_state_dict_as_it_is(cell, bidirectional):
     """A PyTorch state_dict() loads as it is, and ours loads there; names, order and shapes are the same."""
     problem = Problem(cell, T=2, B=3, I=4, H=9, L=3, dtype="float32")
-    kind, options = CELLS[cell]
+    kind, options = CELLS[cell][0], CELLS[cell][1] | {"bidirectional": bidirectional}
     peer = getattr(torch.nn, kind)(problem.I, problem.H, num_layers=problem.L, **options)
     layer = getattr(fr, kind)(problem.I, problem.H, num_layers=problem.L, **options)
     assert list(layer.state_dict()) == list(peer.state_dict())
