@@ -83,6 +83,49 @@ def test_shape_of_dstate(lstm):
     lstm.backward(tape, None, (zeros(L, B, H), zeros(L, B, H)))
 
 
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_shapes_of_two_directions(kind):
+    """Twice as many states, y twice as wide; and the tape is still good after the errors."""
+    layer = getattr(fr, kind)(I, H, num_layers=L, bidirectional=True, seed=1)
+    _, state, tape = layer.forward(zeros(T, B, I))
+    pair = isinstance(state, tuple)
+    for shape in ((L, B, H), (2 * L, B, 2 * H)):
+        wrong = (zeros(*shape), zeros(*shape)) if pair else zeros(*shape)
+        with raises(ValueError, "state", "B, H", f"B={B}", f"H={H}", str(shape)):
+            layer(zeros(T, B, I), wrong)
+        with raises(ValueError, "dstate", "B, H", f"B={B}", f"H={H}", str(shape)):
+            layer.backward(tape, zeros(T, B, 2 * H), wrong)
+    with raises(ValueError, "dy", "T, B", f"T={T}", f"B={B}", str((T, B, H))):
+        layer.backward(tape, zeros(T, B, H))
+    layer.backward(tape, zeros(T, B, 2 * H), state)
+
+
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("call", ["__call__", "forward"])
+@pytest.mark.parametrize(
+    ("lengths", "error", "parts"),
+    [
+        ([T] * (B + 1), ValueError, ("B", f"B={B}", str((B + 1,)))),
+        ([[T] * B], ValueError, ("B", f"B={B}", str((1, B)))),
+        (T, ValueError, ("B", f"B={B}", "()")),
+        ([T, 0, -1], ValueError, ("-1", f"T={T}")),
+        ([T + 1, 0, 1], ValueError, (str(T + 1), f"T={T}")),
+        (np.full(B, 2**40), ValueError, (str(2**40), f"T={T}")),
+        ([1.0, 2.0, 3.0], TypeError, ("float64",)),
+        (["a"] * B, TypeError, ()),
+        ("abc", TypeError, ()),
+    ],
+)
+def test_lengths(kind, call, lengths, error, parts):
+    """As many as rows, whole numbers from 0 to T; the layer is good after the error."""
+    layer = getattr(fr, kind)(I, H, seed=1)
+    before = bits_of(layer.params)
+    with raises(error, "lengths", *parts):
+        getattr(layer, call)(zeros(T, B, I), None, lengths)
+    assert bits_of(layer.params) == before
+    layer(zeros(T, B, I), None, [T, 0, 1])
+
+
 def test_shapes_of_linear():
     """Linear's x and dy."""
     layer = fr.Linear(I, H)
@@ -114,6 +157,7 @@ def test_indices_out_of_range(wrong):
         ("ids", lambda: fr.Embedding(V, 4).forward(ids)),
         ("x", lambda: fr.LSTM(V, H)(ids)),
         ("x", lambda: fr.RNN(V, H).forward(ids)),
+        ("x", lambda: fr.GRU(V, H)(ids)),
         ("targets", lambda: fr.cross_entropy(zeros(T, B, V), ids)),
     ):
         with raises(ValueError, name, str(wrong), str(V)):
@@ -133,7 +177,10 @@ def test_indices_out_of_range(wrong):
             ValueError,
             ("nonlinearity", "softsign", "tanh", "relu"),
         ),
-        (lambda: fr.LSTM(I, H, peephole="round"), ValueError, ("peephole", "round", "diagonal")),
+        (lambda: fr.LSTM(I, H, peephole="round"), ValueError, ("peephole", "round", "diagonal", "full")),
+        (lambda: fr.GRU(I, H, reset="never"), ValueError, ("reset", "never", "after", "before")),
+        (lambda: fr.GRU(I, -1), ValueError, ("hidden_size", "-1")),
+        (lambda: fr.GRU(I, H, dropout=1.5), ValueError, ("dropout", "1.5")),
         (lambda: fr.LSTM(I, H, dropout=1.5), ValueError, ("dropout", "1.5")),
         (lambda: fr.Dropout(-0.1), ValueError, ("p", "-0.1")),
         (lambda: fr.LSTM(I, H, dtype="float16"), TypeError, ("dtype", "float16", "float32", "float64")),
@@ -151,18 +198,23 @@ def test_wrong_options(make, error, parts):
 
 
 @pytest.mark.parametrize(
-    ("make", "parts"),
+    ("options", "error", "parts"),
     [
-        (lambda: fr.LSTM(I, H, bidirectional=True), ("bidirectional",)),
-        (lambda: fr.RNN(I, H, bidirectional=True), ("bidirectional",)),
-        (lambda: fr.LSTM(I, H, peephole="full"), ("peephole", "diagonal")),
-        (lambda: fr.LSTM(I, H)(zeros(T, B, I), lengths=[T] * B), ("lengths",)),
+        ({"clip": 0.0}, ValueError, ("clip", "0.0")),
+        ({"clip": -1.0}, ValueError, ("clip", "-1.0")),
+        ({"clip": float("nan")}, ValueError, ("clip", "nan")),
+        ({"clip": "1"}, TypeError, ("clip", "str")),
+        ({"activations": ("sigmoid", "tanh")}, ValueError, ("activations",)),
+        ({"activations": ("sigmoid", "tanh", "elu")}, ValueError, ("activations", "elu", "hardsigmoid", "softsign")),
+        ({"proj_size": -1}, ValueError, ("proj_size", "-1")),
+        ({"proj_size": H}, ValueError, ("proj_size", str(H))),
+        ({"proj_size": 1.5}, TypeError, ("proj_size", "float")),
     ],
 )
-def test_what_is_still_to_come(make, parts):
-    """Parts of the contract that are not there yet say so, and what there is."""
-    with raises(NotImplementedError, *parts):
-        make()
+def test_wrong_options_of_lstm(options, error, parts):
+    """The LSTM's own."""
+    with raises(error, *parts):
+        fr.LSTM(I, H, **options)
 
 
 # --- types --------------------------------------------------------------------------------------------------
@@ -327,6 +379,8 @@ def test_everything_as_it_was():
         lambda: layer.backward(tape, problem.dy[1:], problem.dstate),
         lambda: layer.backward(tape, problem.dy, problem.dstate[:1]),
         lambda: layer.load_state_dict({}),
+        lambda: layer.forward(problem.x, problem.state, [4, 4, 5]),
+        lambda: layer(problem.x, problem.state, [4, 4, -1]),
     ):
         with pytest.raises((ValueError, TypeError)):
             wrong()

@@ -6,7 +6,7 @@ never written, a carry that was dropped, a loop that ended a step early, a buffe
 
 import numpy as np
 import pytest
-from helpers import Problem, assert_close
+from helpers import Problem, assert_close, mixed_lengths
 from test_gradients import BACKWARD, FORWARD
 
 import fastrnn as fr
@@ -139,3 +139,147 @@ def test_step_0_read_for_every_step(solved):
 
     assert not passes(outputs, gradients | {"dx": np.broadcast_to(gradients["dx"][:1], gradients["dx"].shape)})
     assert not passes(outputs | {"y": np.broadcast_to(outputs["y"][:1], outputs["y"].shape)}, gradients)
+
+
+# --- other cells, two directions, lengths -------------------------------------------------------------------
+#
+# What an error of such a layer would give is what the reference gives for the wrong equation, or for the wrong
+# lengths: no layer need be broken for it.
+
+RAGGED = Problem("lstm", T=5, B=4, I=3, H=6, L=2, bidirectional=True, lengths=mixed_lengths(5, 4))
+ONE_WAY = RAGGED.but(bidirectional=False, L=1)
+
+
+def is_caught(wrong, problem):
+    """Whether the checker rejects another problem's outputs, and its gradients, though they have its parameters."""
+    wrong.__dict__["params"] = problem.params
+    wrong.__dict__["inputs"] = problem.inputs
+    wrong.__dict__["doutputs"] = problem.doutputs
+    assert passes(problem.outputs(), problem.gradients, problem)
+    in_outputs = not passes(wrong.outputs(), problem.gradients, problem)
+    in_gradients = not passes(problem.outputs(), wrong.gradients, problem)
+    return in_outputs, in_gradients
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("gru", "gru_before"),
+        ("gru_before", "gru"),
+        ("rnn_tanh", "rnn_sigmoid"),
+        ("lstm_clip", "lstm_peephole"),
+    ],
+)
+def test_another_cell_of_the_same_shape(right, wrong):
+    """The reset gate on the other side of the product, another nonlinearity, a clip that was forgotten."""
+    problem = Problem(right, T=4, B=3, I=5, H=7)
+    assert is_caught(problem.but(cell=wrong), problem) == (True, True)
+
+
+@pytest.mark.parametrize("cell", ["gru", "gru_before"])
+@pytest.mark.parametrize("order", ["zrn", "rnz", "nzr"])
+def test_gru_gates_exchanged(cell, order):
+    """z r n, as ONNX has them, and the other ways to be wrong, in the layer and in its gradients."""
+    problem = Problem(cell, T=4, B=3, I=5, H=7)
+    blocks = ["rzn".index(letter) for letter in order]
+    wrong = {name: np.concatenate([np.split(a, 3)[k] for k in blocks]) for name, a in problem.params.items()}
+    assert not passes(problem.outputs(problem.inputs | wrong), problem.gradients, problem)
+    for name in problem.params:
+        d = np.concatenate([np.split(problem.gradients[f"d{name}"], 3)[k] for k in blocks])
+        assert not passes(problem.outputs(), problem.gradients | {f"d{name}": d}, problem)
+
+
+def test_gru_bias_on_the_wrong_side_of_the_reset_gate():
+    """Both biases of n outside: right for the gate before the product, wrong after it."""
+    problem = Problem("gru", T=4, B=3, I=5, H=7)
+    H, moved = problem.H, {name: a.copy() for name, a in problem.params.items()}
+    moved["bias_ih_l0"][2 * H :] += moved["bias_hh_l0"][2 * H :]
+    moved["bias_hh_l0"][2 * H :] = 0
+    assert not passes(problem.outputs(problem.inputs | moved), problem.gradients, problem)
+    same = problem.gradients["dbias_ih_l0"]
+    assert not passes(problem.outputs(), problem.gradients | {"dbias_hh_l0": same}, problem)
+
+
+def test_full_peephole_transposed():
+    """c W instead of c W', and the gradient as its transpose."""
+    problem = Problem("lstm_peephole_full", T=4, B=3, I=5, H=7)
+    peep = problem.params["weight_peep_l0"].swapaxes(1, 2)
+    assert not passes(problem.outputs(problem.inputs | {"weight_peep_l0": peep}), problem.gradients, problem)
+    dpeep = problem.gradients["dweight_peep_l0"].swapaxes(1, 2)
+    assert not passes(problem.outputs(), problem.gradients | {"dweight_peep_l0": dpeep}, problem)
+
+
+@pytest.mark.parametrize("problem", [ONE_WAY, RAGGED], ids=["forward", "both ways"])
+@pytest.mark.parametrize("how", ["ignored", "one more", "one less", "sorted", "moved"])
+def test_wrong_lengths(problem, how):
+    """Lengths that are ignored, one too long or short, or those of other rows."""
+    lengths, T = np.array(problem.lengths), problem.T
+    assert list(lengths) != sorted(lengths)
+    wrong = {
+        "ignored": None,
+        "one more": tuple(np.clip(lengths + 1, 0, T)),
+        "one less": tuple(np.clip(lengths - 1, 0, T)),
+        "sorted": tuple(sorted(lengths)),
+        "moved": tuple(np.roll(lengths, 1)),
+    }
+    assert is_caught(problem.but(lengths=wrong[how]), problem) == (True, True)
+
+
+def test_past_the_end():
+    """Something in y or dx past a row's end; the state of the last step instead of the last valid one."""
+    padding = np.arange(RAGGED.T)[:, None] >= np.array(RAGGED.lengths)
+    for problem in (ONE_WAY, RAGGED):
+        outputs, gradients = problem.outputs(), problem.gradients
+        y, dx = outputs["y"].copy(), gradients["dx"].copy()
+        y[padding], dx[padding] = 1e-6, 1e-6
+        assert not passes(outputs | {"y": y}, gradients, problem)
+        assert not passes(outputs, gradients | {"dx": dx}, problem)
+    outputs = ONE_WAY.outputs()
+    for name in ("h", "c"):
+        rows = np.array(ONE_WAY.lengths) == 0
+        state = np.where(rows[:, None], 0, outputs[name])  # as ONNX Runtime has it for rows of no length
+        assert not passes(outputs | {name: state}, ONE_WAY.gradients, ONE_WAY)
+        dstart = np.where(rows[:, None], 0, ONE_WAY.gradients[f"d{name}0"])
+        assert not passes(outputs, ONE_WAY.gradients | {f"d{name}0": dstart}, ONE_WAY)
+
+
+def test_directions_exchanged():
+    """The halves of y, the rows of the states, the parameters and their gradients, one in the other's place."""
+    outputs, gradients = RAGGED.outputs(), RAGGED.gradients
+    halves = np.concatenate(np.split(outputs["y"], 2, axis=-1)[::-1], axis=-1)
+    assert not passes(outputs | {"y": halves}, gradients, RAGGED)
+    for order in ([1, 0, 3, 2], [0, 2, 1, 3], [2, 3, 0, 1]):  # exchanged; all forward ones first; layers exchanged
+        for name in ("h", "c"):
+            assert not passes(outputs | {name: outputs[name][order]}, gradients, RAGGED)
+            assert not passes(outputs, gradients | {f"d{name}0": gradients[f"d{name}0"][order]}, RAGGED)
+    for name in [name for name in RAGGED.params if not name.endswith("_reverse")]:
+        d = {f"d{name}": gradients[f"d{name}_reverse"], f"d{name}_reverse": gradients[f"d{name}"]}
+        assert not passes(outputs, gradients | d, RAGGED)
+        p = {name: RAGGED.params[f"{name}_reverse"], f"{name}_reverse": RAGGED.params[name]}
+        assert not passes(RAGGED.outputs(RAGGED.inputs | p), gradients, RAGGED)
+
+
+def test_reverse_direction_that_runs_forward():
+    """Both directions from the left; and the reverse one from the right end of the padding."""
+    problem = RAGGED.but(L=1)
+    outputs, gradients = problem.outputs(), problem.gradients
+    reverse = {n.removesuffix("_reverse"): a for n, a in problem.params.items() if n.endswith("_reverse")}
+    one_way = problem.but(bidirectional=False)
+    arrays = reverse | {"x": problem.inputs["x"]} | {f"{n}0": problem.inputs[f"{n}0"][1:] for n in ("h", "c")}
+    from_the_right = problem.but(lengths=None).outputs(problem.inputs)["y"][..., problem.H :]
+    for wrong in (one_way.outputs(arrays)["y"], from_the_right):
+        y = np.concatenate((outputs["y"][..., : problem.H], wrong), axis=-1)
+        y[np.arange(problem.T)[:, None] >= np.array(problem.lengths)] = 0
+        assert not passes(outputs | {"y": y}, gradients, problem)
+
+
+def test_gradient_of_one_direction_forgotten():
+    """dx of the forward direction alone, or of the reverse one: the gradients with the other's dy set to zero."""
+    problem = RAGGED.but(L=1)
+    for half in (slice(problem.H), slice(problem.H, None)):
+        one = problem.but()
+        douts = {name: d.copy() for name, d in problem.doutputs.items()}
+        douts["y"][..., half] = 0
+        one.__dict__["doutputs"] = douts
+        for name in ("dx", "dh0", "dc0"):
+            assert not passes(problem.outputs(), problem.gradients | {name: one.gradients[name]}, problem)

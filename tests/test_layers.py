@@ -82,11 +82,12 @@ def test_any_memory_layout(cell):
 
 
 @cells
-def test_no_state_is_a_zero_state(cell):
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both ways"])
+def test_no_state_is_a_zero_state(cell, bidirectional):
     """state=None is zeros, and dstate=None no gradient."""
-    problem = Problem(cell, T=4, B=3, I=5, H=9, L=2)
+    problem = Problem(cell, T=4, B=3, I=5, H=9, L=2, bidirectional=bidirectional)
     layer = problem.layer()
-    zeros = problem.pack({name: np.zeros((2, 3, 9)) for name in problem.states})
+    zeros = problem.pack({name: np.zeros(problem.shape_of(name)) for name in problem.states})
     assert same(layer(problem.x)[0], layer(problem.x, zeros)[0])
     results = []
     for state, dstate in ((None, None), (zeros, zeros)):
@@ -108,10 +109,11 @@ def test_indices_are_one_hot_rows(cell):
         assert_close({"y": from_indices}, {"y": from_rows}, 1e-13)
 
 
-@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
-def test_empty_batch(cell):
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both ways"])
+def test_empty_batch(cell, bidirectional):
     """No rows in, no rows out, and no gradient."""
-    problem = Problem(cell, T=4, B=0, I=5, H=9, L=2)
+    problem = Problem(cell, T=4, B=0, I=5, H=9, L=2, bidirectional=bidirectional)
     layer = problem.layer()
     outputs, tape = problem.forward(layer)
     assert {name: a.shape for name, a in outputs.items()} == {n: d.shape for n, d in problem.doutputs.items()}
@@ -133,7 +135,7 @@ def test_empty_sequence(cell):
 @cells
 def test_no_stale_results(cell):
     """After every way to change a weight, the next call uses the new one."""
-    problem, other = (Problem(cell, T=3, B=2, I=4, H=9, seed=seed) for seed in (1, 2))
+    problem, other = (Problem(cell, T=3, B=2, I=4, H=9, bidirectional=True, seed=seed) for seed in (1, 2))
     layer = problem.layer()
     old, _ = layer(problem.x)
     for name, array in other.params.items():
@@ -223,9 +225,10 @@ def test_seed():
     assert bits_of(fr.LSTM(3, 4).params) != bits_of(fr.LSTM(3, 4).params)
 
 
-def test_flat_parameters_do_not_overlap():
+@cells
+def test_flat_parameters_do_not_overlap(cell):
     """Every parameter has memory of its own, for its whole shape."""
-    layer = fr.LSTM(3, 5, num_layers=3, peephole="diagonal", seed=1)
+    layer = Problem(cell, I=3, H=5, L=3, bidirectional=True).layer()
     for number, name in enumerate(layer.params):
         layer.params[name] = np.full(layer.params[name].shape, number)
     for number, array in enumerate(layer.params.values()):
@@ -233,11 +236,13 @@ def test_flat_parameters_do_not_overlap():
 
 
 def test_init_forget_bias():
-    """The forget gate's bias, b_ih + b_hh, is the number asked for in every layer; nothing else changes."""
-    layer = fr.LSTM(3, 5, num_layers=2, seed=1)
+    """The forget gate's bias, b_ih + b_hh, is the number asked for in every layer and direction; nothing else
+    changes.
+    """
+    layer = fr.LSTM(3, 5, num_layers=2, bidirectional=True, seed=1)
     before = layer.state_dict()
     layer.init_forget_bias(1.0)
-    for number in range(2):
+    for number in ("0", "0_reverse", "1", "1_reverse"):
         names = [f"bias_ih_l{number}", f"bias_hh_l{number}"]
         total = sum(layer.params[name] for name in names)
         np.testing.assert_allclose(total[5:10], 1.0, rtol=1e-6)
@@ -247,10 +252,10 @@ def test_init_forget_bias():
             assert same(layer.params[name], before[name])
 
 
-@pytest.mark.parametrize("make", [fr.RNN, fr.LSTM])
-def test_init_orthogonal(make):
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_init_orthogonal(kind):
     """Every H x H block of the recurrent weights is orthogonal; nothing else changes."""
-    layer = make(3, 6, num_layers=2, dtype="float64", seed=1)
+    layer = getattr(fr, kind)(3, 6, num_layers=2, bidirectional=True, dtype="float64", seed=1)
     before = layer.state_dict()
     layer.init_orthogonal()
     for name, array in layer.params.items():
@@ -280,10 +285,13 @@ def test_dropout():
     assert np.array_equal(fr.Dropout(0.0).forward(x)[0], x)
 
 
-def test_dropout_between_layers():
-    """LSTM(dropout=p): inference without it; training has it between layers and not after the last."""
-    problem = Problem("lstm", T=4, B=3, I=5, H=9, L=2)
-    plain, dropping = problem.layer(), fr.LSTM(5, 9, num_layers=2, dropout=0.5, dtype="float64", seed=1)
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both ways"])
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm", "gru"])
+def test_dropout_between_layers(cell, bidirectional):
+    """dropout=p: inference without it; training has it between layers and not after the last."""
+    problem = Problem(cell, T=4, B=3, I=5, H=9, L=2, bidirectional=bidirectional)
+    make, options = getattr(fr, problem.kind), {"bidirectional": bidirectional, "dtype": "float64"}
+    plain, dropping = problem.layer(), make(5, 9, num_layers=2, dropout=0.5, seed=1, **options)
     dropping.load_state_dict(problem.params)
     assert same(dropping(problem.x)[0], plain(problem.x)[0])
     y, _, tape = dropping.forward(problem.x)

@@ -150,8 +150,8 @@ def clipped(cell):
 def activated(first):
     """An LSTM with three functions in a row of the six: in all, each has each place once."""
     names = tuple((FUNCTIONS * 2)[first : first + 3])
-    options = (("activations", names),)
-    return Problem("lstm", T=4, B=5, I=5, H=19, bidirectional=True, lengths=(3, 0, 4, 2, 4), dtype="float32", more=options)
+    problem = Problem("lstm", T=4, B=5, I=5, H=19, bidirectional=True, lengths=(3, 0, 4, 2, 4), dtype="float32")
+    return problem.but(more=(("activations", names),))
 
 
 CLIPPED = [cell for cell in ("lstm", "lstm_peephole") if "lstm_clip" in CELLS]
@@ -226,9 +226,7 @@ def test_activations(first):
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 def test_one_direction(cell, direction):
     """Either half of a layer that goes both ways is ONNX Runtime's node for that direction."""
-    problem = Problem(
-        cell, T=9, B=13, I=5, H=17, bidirectional=True, lengths=mixed_lengths(9, 13), dtype="float32"
-    )
+    problem = Problem(cell, T=9, B=13, I=5, H=17, bidirectional=True, lengths=mixed_lengths(9, 13), dtype="float32")
     number, found = int(direction == "reverse"), problem.infer(problem.layer())
     half = {name: a[number, None] for name, a in found.items() if name != "y"}
     half["y"] = np.split(found["y"], 2, axis=-1)[number]
