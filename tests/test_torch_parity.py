@@ -12,6 +12,8 @@ import fastrnn as fr
 torch = import_or_skip("torch")
 torch.set_num_threads(1)  # its threads spin for a while after each call, on the processors that ours want
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 SHARED = [cell for cell in ("rnn_tanh", "rnn_relu", "lstm", "gru", "lstm_projected") if cell in CELLS]  # PyTorch's too
 SIZES = [
