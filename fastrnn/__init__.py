@@ -59,6 +59,8 @@ _WHERE = {
     "WarmupLR": "schedules",
     "get_num_threads": "threads",
     "set_num_threads": "threads",
+    "Stream": "streaming",
+    "StreamPool": "streaming",
     "CharLM": "models.charlm",
     "ModelFileError": "modelfile",
 }
@@ -97,6 +99,8 @@ if TYPE_CHECKING:
     from .schedules import ReduceLROnPlateau as ReduceLROnPlateau
     from .schedules import StepLR as StepLR
     from .schedules import WarmupLR as WarmupLR
+    from .streaming import Stream as Stream
+    from .streaming import StreamPool as StreamPool
     from .threads import get_num_threads as get_num_threads
     from .threads import set_num_threads as set_num_threads
     from .wordvectors import WordVectors as WordVectors

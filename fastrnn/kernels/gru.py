@@ -13,7 +13,7 @@ Before needs every r of a step before any n: a step has two phases, r z and n.
 
     packed weights   P x (4 + 3 I + 3 H) W    a panel after the other: b (4W), U (I x 3W), W (H x 3W)
                                               before: W (H x 2W), and P x H W apart for W_n
-    tape             T B 4 N block  n r z v,  (T + 1) B H  states (the output is a view of them); before: T B H  for r h'
+    tape             T B 4 N block  n r z v, (T + 1) B H  states (the output is a view of them), before: T B H  r h'
     backward         writes the gradients of n r z v over them;  B H  for what z (and r) carry of dh
 
 What a row's numbers are depends on that row alone: each pre-activation is one chain of multiply-adds from the bias, x

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .store import Grads, Params, Store
+
+if TYPE_CHECKING:
+    from ..streaming import Stream, StreamPool
 
 DTYPES = (np.dtype("float32"), np.dtype("float64"))
 
@@ -53,6 +56,50 @@ class Layer:
         """Sets all gradients to zero. `backward` adds to them."""
         for store in self.stores():
             store.grads.fill(0)
+
+    def stream(self) -> Stream:
+        """One sequence, read step by step, that keeps its state inside: see `Stream`. `TypeError` without a state."""
+        from ..streaming import Stream
+
+        return Stream(self)
+
+    def stream_pool(self, capacity: int, full: str = "grow", linger_us: float = 200.0) -> StreamPool:
+        """Many independent streams, stepped together: see `StreamPool`. `TypeError` without a state."""
+        from ..streaming import StreamPool
+
+        return StreamPool(self, capacity, full, linger_us)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled view is an array of its own: a copied layer would go on reading it after its parameters changed.
+        return {name: self._parted(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: _joined(value) for name, value in state.items()})
+
+    def _parted(self, value: Any) -> Any:
+        """`value` with every flat view of parameters replaced by where it is."""
+        if type(value) is dict:
+            return {name: self._parted(one) for name, one in value.items()}
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            for store in self._stores.values():
+                if np.may_share_memory(value, store._values):
+                    first = (value.ctypes.data - store._values.ctypes.data) // value.itemsize
+                    return _Part(store, slice(first, first + value.size))
+        return value
+
+
+class _Part(NamedTuple):
+    """A flat view of parameters, as it is pickled."""
+
+    store: Store
+    where: slice
+
+
+def _joined(value: Any) -> Any:
+    """`value` with views of parameters again."""
+    if type(value) is dict:
+        return {name: _joined(one) for name, one in value.items()}
+    return value.store._values[value.where] if isinstance(value, _Part) else value
 
 
 class Tape:

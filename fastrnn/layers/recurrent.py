@@ -381,5 +381,7 @@ class Recurrent(Layer):
         rows = self.gates * self.hidden_size
         weight = embedding.flat.reshape(-1, embedding.dim)
         add_gradient(du, weight, dtable)
+        if embedding.frozen:
+            return
         packed = pack(rows, self.input_size, self._flat[f"weight_ih_{run.name}"], transposed=False)
         embedding.add_grad(multiply(dtable, packed, self.input_size, self._empty))

@@ -23,6 +23,7 @@ from ..layers.rnn import RNN
 from ..layers.sequential import Sequential
 from ..modelfile import ModelFileError, check_writable, read_model_file, write_model_file
 from ..sampling import check_temperature, generate
+from ..streaming import Stream, StreamPool
 from ..text import Streams, Vocabulary, split_text
 from ..training import Console, Epoch, Trainer, mean_loss, run
 
@@ -320,6 +321,20 @@ class CharLM:
         assert nats is not None
         perplexity = math.exp(nats) if nats < 700 else math.inf
         return Evaluation(nats, nats / math.log(2), perplexity, streams.characters, unseen)
+
+    def stream(self) -> Stream:
+        """One text, read character by character: `push(index)` gives the logits of the next one. See `Stream`.
+
+        >>> lm = CharLM(hidden_size=8, num_layers=1, embedding_size=4, seed=1).build("abc")
+        >>> stream = lm.stream()
+        >>> stream.push(lm.vocabulary.encode("b")[0]).shape
+        (3,)
+        """
+        return Stream(self._built())
+
+    def stream_pool(self, capacity: int, full: str = "grow", linger_us: float = 200.0) -> StreamPool:
+        """Many texts, read together: see `StreamPool`."""
+        return StreamPool(self._built(), capacity, full, linger_us)
 
     # ---------------------------------------------------------------- files
 
