@@ -30,10 +30,6 @@ CELLS = {
     "lstm_peephole_full": ("LSTM", {"peephole": "full"}),
     "gru": ("GRU", {}),
     "gru_before": ("GRU", {"reset": "before"}),
-    "lstm_clip": ("LSTM", {"peephole": "diagonal", "clip": 0.6}),
-    "lstm_activations": ("LSTM", {"activations": ("hardsigmoid", "sigmoid", "relu")}),
-    "lstm_coupled": ("LSTM", {"peephole": "diagonal", "coupled": True}),
-    "lstm_projected": ("LSTM", {"proj_size": 3}),
 }
 # Those with a kink, over which a difference may step.
 KINKED = ("rnn_relu", "lstm_clip", "lstm_activations")

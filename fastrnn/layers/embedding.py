@@ -113,7 +113,7 @@ class Embedding(Layer):
     @property
     def flat(self) -> np.ndarray:
         """The matrix, flat, as kernels take it."""
-        return self.store._values[self.store._where["weight"]]
+        return self.store.flat("weight")
 
     def check(self, ids: Any) -> np.ndarray:
         """`ids` as int64, each 0 <= id < num."""

@@ -125,7 +125,7 @@ class GRU(Recurrent):
         of_x, of_h = Taped(gates, total, hidden, 3, 0, turn=2), Taped(gates, total, hidden, 3, first=1)
         of_n = Taped(gates, total, hidden, 1)
         wnt = None
-        w = self._flat[f"weight_hh_{name}"]
+        w = self.store.flat(f"weight_hh_{name}")
         if self.reset == "before":
             of_h = of_h._replace(gates=2)
             wnt = self.store.made((name, "wn"), lambda: pack_tape(of_n, hidden, w[2 * hidden * hidden :], True))
@@ -149,24 +149,25 @@ class GRU(Recurrent):
             self._table_backward(dtable, run)
             return None
         add_gradient(grad(f"weight_ih_{name}"), run.x, of_x)
-        ut = self.store.made((name, "u"), lambda: pack_tape(of_x, run.i_size, self._flat[f"weight_ih_{name}"]))
+        ut = self.store.made((name, "u"), lambda: pack_tape(of_x, run.i_size, self.store.flat(f"weight_ih_{name}")))
         return multiply(of_x, ut, run.i_size, empty, dx)
 
     def _bias(self, name: str) -> np.ndarray:
         bias = super()._bias(name)
         if self.reset == "after":  # b_hn belongs to the product with h'
-            bias[2 * self.hidden_size :] = self._flat[f"bias_ih_{name}"][2 * self.hidden_size :]
+            bias[2 * self.hidden_size :] = self.store.flat(f"bias_ih_{name}")[2 * self.hidden_size :]
         return bias
 
     def _pack(self, name: str, i_size: int) -> tuple[np.ndarray, np.ndarray | None]:
         hidden, empty, units = self.hidden_size, self._empty, self._panels * lanes(self.dtype)
-        b_ih, b_hh = (self._flat[f"{b}_{name}"] if self.bias else empty for b in ("bias_ih", "bias_hh"))
+        flat = self.store.flat
+        b_ih, b_hh = (flat(f"{b}_{name}") if self.bias else empty for b in ("bias_ih", "bias_hh"))
         before = self.reset == "before"
         packed = buffers.aligned(units * (TAPE + 3 * i_size + (2 if before else 3) * hidden), self.dtype)
         wn = buffers.aligned(units * hidden, self.dtype) if before else None
         work = 8.0 * packed.size
         launch(
             kernels.gru_pack, workers_for(work, self._panels), 1, work,
-            i_size, hidden, self._flat[f"weight_ih_{name}"], self._flat[f"weight_hh_{name}"], b_ih, b_hh, packed, wn,
+            i_size, hidden, flat(f"weight_ih_{name}"), flat(f"weight_hh_{name}"), b_ih, b_hh, packed, wn,
         )  # fmt: skip
         return packed, wn

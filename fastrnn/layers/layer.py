@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -68,38 +68,6 @@ class Layer:
         from ..streaming import StreamPool
 
         return StreamPool(self, capacity, full, linger_us)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A pickled view is an array of its own: a copied layer would go on reading it after its parameters changed.
-        return {name: self._parted(value) for name, value in vars(self).items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({name: _joined(value) for name, value in state.items()})
-
-    def _parted(self, value: Any) -> Any:
-        """`value` with every flat view of parameters replaced by where it is."""
-        if type(value) is dict:
-            return {name: self._parted(one) for name, one in value.items()}
-        if isinstance(value, np.ndarray) and value.ndim == 1:
-            for store in self._stores.values():
-                if np.may_share_memory(value, store._values):
-                    first = (value.ctypes.data - store._values.ctypes.data) // value.itemsize
-                    return _Part(store, slice(first, first + value.size))
-        return value
-
-
-class _Part(NamedTuple):
-    """A flat view of parameters, as it is pickled."""
-
-    store: Store
-    where: slice
-
-
-def _joined(value: Any) -> Any:
-    """`value` with views of parameters again."""
-    if type(value) is dict:
-        return {name: _joined(one) for name, one in value.items()}
-    return value.store._values[value.where] if isinstance(value, _Part) else value
 
 
 class Tape:
@@ -236,7 +204,9 @@ def check_indices(name: str, ids: Any, bound: int, what: str) -> np.ndarray:
 
 
 def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray:
-    """`lengths` as int64 (B,), each 0 <= length <= T."""
+    """`lengths` as int64 (B,), each 0 <= length <= T; all T if None."""
+    if lengths is None:
+        return np.full(batch, steps)
     given = np.asarray(lengths)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"lengths has dtype {given.dtype}, expected integers")

@@ -37,14 +37,16 @@ class Linear(Layer):
         super().__init__({"": self.store})
         rng, bound = np.random.default_rng(seed), 1 / math.sqrt(self.in_features)
         self.store.assign({name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()})
-        self._weight = self.store._values[self.store._where["weight"]]
-        self._bias = self.store._values[self.store._where["bias"]] if self.bias else np.empty(0, self.dtype)
+        self._none = np.empty(0, self.dtype)
 
     def __call__(self, x: Any) -> np.ndarray:
         """x (..., I) to y (..., O)."""
         x = check_array("x", x, self.dtype, "... I", {"I": self.in_features})
-        packed = self.store.made("w", lambda: pack(self.in_features, self.out_features, self._weight, True))
-        y = multiply(x.reshape(-1, self.in_features), packed, self.out_features, self._bias)
+        packed = self.store.made(
+            "w", lambda: pack(self.in_features, self.out_features, self.store.flat("weight"), True)
+        )
+        bias = self.store.flat("bias") if self.bias else self._none
+        y = multiply(x.reshape(-1, self.in_features), packed, self.out_features, bias)
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Any) -> tuple[np.ndarray, Tape]:
@@ -64,5 +66,11 @@ class Linear(Layer):
             add_gradient(self.store.grad("weight"), x, dz)
             if self.bias:
                 add_column_sums(self.store.grad("bias"), dz)
-        packed = self.store.made("wt", lambda: pack(self.out_features, self.in_features, self._weight, False))
-        return multiply(dz, packed, self.in_features, np.empty(0, self.dtype)).reshape(shape)
+        packed = self.store.made(
+            "wt", lambda: pack(self.out_features, self.in_features, self.store.flat("weight"), False)
+        )
+        return multiply(dz, packed, self.in_features, self._none).reshape(shape)
+
+    def _packed(self, rows: int, columns: int, transposed: bool) -> np.ndarray:
+        """The weight as one of the two products wants it."""
+        return self.store.made(transposed, lambda: pack(rows, columns, self.store.flat("weight"), transposed))

@@ -148,7 +148,7 @@ class LSTM(Recurrent):
         dpeep = grad(f"weight_peep_{name}") if self.peephole else None
         dh, dc = dstate
         tape = Taped(gates, total, hidden, 4)
-        wt = self.store.made((name, "w"), lambda: pack_tape(tape, hidden, self._flat[f"weight_hh_{name}"], True))
+        wt = self.store.made((name, "w"), lambda: pack_tape(tape, hidden, self.store.flat(f"weight_hh_{name}"), True))
         peep, full = self._peepholes(name, backward=True)
         launch(
             kernels.lstm_backward, share.workers, 2, 4.0 * total * hidden * hidden,
@@ -170,17 +170,18 @@ class LSTM(Recurrent):
             self._table_backward(dtable, run)
             return None
         add_gradient(grad(f"weight_ih_{name}"), run.x, tape)
-        ut = self.store.made((name, "u"), lambda: pack_tape(tape, run.i_size, self._flat[f"weight_ih_{name}"]))
+        ut = self.store.made((name, "u"), lambda: pack_tape(tape, run.i_size, self.store.flat(f"weight_ih_{name}")))
         return multiply(tape, ut, run.i_size, empty, dx)
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, empty = self.hidden_size, self._empty
-        b_ih, b_hh = (self._flat[f"{b}_{name}"] if self.bias else empty for b in ("bias_ih", "bias_hh"))
+        flat = self.store.flat
+        b_ih, b_hh = (flat(f"{b}_{name}") if self.bias else empty for b in ("bias_ih", "bias_hh"))
         packed = buffers.aligned(self._panels * 4 * (1 + i_size + hidden) * lanes(self.dtype), self.dtype)
         work = 8.0 * packed.size
         launch(
             kernels.lstm_pack, workers_for(work, self._panels), 1, work,
-            i_size, hidden, self._flat[f"weight_ih_{name}"], self._flat[f"weight_hh_{name}"], b_ih, b_hh, packed,
+            i_size, hidden, flat(f"weight_ih_{name}"), flat(f"weight_hh_{name}"), b_ih, b_hh, packed,
         )  # fmt: skip
         return packed
 
@@ -188,7 +189,7 @@ class LSTM(Recurrent):
         """Diagonal and full peepholes as the kernels take them; None for what there is not."""
         if self.peephole is None:
             return None, None
-        p = self._flat[f"weight_peep_{name}"]
+        p = self.store.flat(f"weight_peep_{name}")
         if self.peephole == "diagonal":
             return self.store.made((name, "p"), lambda: self._pack_diagonal(p)), None
         make = self._pack_full_backward if backward else self._pack_full

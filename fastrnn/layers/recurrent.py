@@ -129,15 +129,13 @@ class Recurrent(Layer):
             None,
             None,
         )  # packed weights for it, and the version that they were made from
-        self._flat = {name: self._read(name) for name in shapes}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_quick": None, "_ready": (-1, None, None)}  # compiled code stays where it is
 
     def _names(self, layer: int) -> list[str]:
         """How the parameters of each direction of a layer end."""
         return [f"l{layer}", f"l{layer}_reverse"][: self.directions]
-
-    def _read(self, name: str) -> np.ndarray:
-        """Parameter `name`, flat, as kernels take it."""
-        return self.store._values[self.store._where[name]]
 
     def generators(self) -> list[np.random.Generator]:
         return [self.rng] if self.dropout else []
@@ -353,7 +351,7 @@ class Recurrent(Layer):
         for of, table in held:
             if of[0] is source[0] and of[1] == source[1]:
                 return table
-        u = self._flat[f"weight_ih_{name}"]
+        u = self.store.flat(f"weight_ih_{name}")
         if embedding is None:
             table = np.ascontiguousarray(u.reshape(-1, self.input_size).T)
             if self.bias:
@@ -369,7 +367,7 @@ class Recurrent(Layer):
 
     def _bias(self, name: str) -> np.ndarray:
         """What is added to U x before the product with h'."""
-        return self._flat[f"bias_ih_{name}"] + self._flat[f"bias_hh_{name}"]
+        return self.store.flat(f"bias_ih_{name}") + self.store.flat(f"bias_hh_{name}")
 
     def _table_backward(self, dtable: np.ndarray, run: Run) -> None:
         """Adds the gradient of the table to those of what it was made from (the bias apart)."""
@@ -383,5 +381,5 @@ class Recurrent(Layer):
         add_gradient(du, weight, dtable)
         if embedding.frozen:
             return
-        packed = pack(rows, self.input_size, self._flat[f"weight_ih_{run.name}"], transposed=False)
+        packed = pack(rows, self.input_size, self.store.flat(f"weight_ih_{run.name}"), transposed=False)
         embedding.add_grad(multiply(dtable, packed, self.input_size, self._empty))

@@ -106,7 +106,7 @@ class RNN(Recurrent):
             flags |= kernels.INDEXED
             dtable = np.zeros((self._indices(run), hidden), self.dtype)
         dz = buffers.empty((total, hidden), self.dtype)
-        wt = self.store.made((name, "w"), lambda: pack(hidden, hidden, self._flat[f"weight_hh_{name}"], False))
+        wt = self.store.made((name, "w"), lambda: pack(hidden, hidden, self.store.flat(f"weight_hh_{name}"), False))
         launch(
             kernels.rnn_backward, share.workers, 2, float(total) * hidden * hidden,
             where.steps, hidden, run.line, where.shift, flags, self._number, share.pieces,
@@ -125,16 +125,17 @@ class RNN(Recurrent):
             self._table_backward(dtable, run)
             return None
         add_gradient(grad(f"weight_ih_{name}"), run.x, dz)
-        ut = self.store.made((name, "u"), lambda: pack(hidden, run.i_size, self._flat[f"weight_ih_{name}"], False))
+        ut = self.store.made((name, "u"), lambda: pack(hidden, run.i_size, self.store.flat(f"weight_ih_{name}"), False))
         return multiply(dz, ut, run.i_size, empty, dx)
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty
-        b_ih, b_hh = (self._flat[f"{b}_{name}"] if self.bias else empty for b in ("bias_ih", "bias_hh"))
+        flat = self.store.flat
+        b_ih, b_hh = (flat(f"{b}_{name}") if self.bias else empty for b in ("bias_ih", "bias_hh"))
         packed = buffers.aligned(-(-hidden // w) * w * (1 + i_size + hidden), self.dtype)
         work = 8.0 * packed.size
         launch(
             kernels.rnn_pack, workers_for(work, self._panels), 1, work,
-            i_size, hidden, self._flat[f"weight_ih_{name}"], self._flat[f"weight_hh_{name}"], b_ih, b_hh, packed,
+            i_size, hidden, flat(f"weight_ih_{name}"), flat(f"weight_hh_{name}"), b_ih, b_hh, packed,
         )  # fmt: skip
         return packed

@@ -11,27 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from .layer import Layer, Tape, check_array, check_size, check_tape
+from .layer import Layer, Tape, check_array, check_lengths, check_size, check_tape
 
 
 def check_floats(name: str, x: Any, letters: str, sizes: dict[str, int]) -> np.ndarray:
     """`x` in the float type that it has, float32 if it has none."""
     dtype = x.dtype if isinstance(x, np.ndarray) and x.dtype.kind == "f" else np.dtype("float32")
     return check_array(name, x, dtype, letters, sizes)
-
-
-def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray:
-    """Valid steps of each row, (B,) int64, 0 <= length <= T; all T if None."""
-    if lengths is None:
-        return np.full(batch, steps)
-    lengths = np.asarray(lengths)
-    if lengths.dtype.kind not in "iu" and lengths.size:
-        raise TypeError(f"lengths has dtype {lengths.dtype}, expected integers")
-    if lengths.shape != (batch,):
-        raise ValueError(f"lengths has shape {lengths.shape}, expected (B,) with B={batch}")
-    if batch and (lengths.min() < 0 or lengths.max() > steps):
-        raise ValueError(f"lengths holds {lengths.min()} to {lengths.max()}, expected 0 <= length <= T={steps}")
-    return lengths.astype(np.int64)
 
 
 class _Pool(Layer):

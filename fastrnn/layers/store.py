@@ -62,6 +62,10 @@ class Store:
         """A read-only view of parameter `name`."""
         return self.values[self._where[name]].reshape(self.shapes[name])
 
+    def flat(self, name: str) -> np.ndarray:
+        """The values of `name`, flat, as kernels take them: to be read. Not to be kept: a pickled view is a copy."""
+        return self._values[self._where[name]]
+
     def grad(self, name: str) -> np.ndarray:
         """A view of its gradient."""
         return self.grads[self._where[name]].reshape(self.shapes[name])
@@ -96,5 +100,96 @@ class Store:
         return entry[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"shapes": self.shapes, "dtype": self.dtype, "frozen": self.frozen}
-        return {**kept, "values": self._values, "grads": self.grads, "version": self.version}
+        kept = {"shapes": self.shapes, "dtype": self.dtype, "frozen": self.frozen, "version": self.version}
+        return {**kept, "values": self._values, "grads": self.grads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["shapes"], state["dtype"], state["frozen"])  # type: ignore[misc]
+        self._values[:] = state["values"]
+        self.grads[:] = state["grads"]
+        # Not from 0 again: what was made from the old values, and pickled beside them, must not pass for new some day.
+        self.version = state["version"] + 1
+
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A lock that another thread held at the fork would be held in the child for ever."""
+    for store in list(_stores):
+        store._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Params(MutableMapping[str, np.ndarray]):
+    """The parameters of a layer or model by name. Reading gives read-only views, assigning copies in.
+
+    >>> import fastrnn as fr, numpy as np
+    >>> layer = fr.Linear(3, 2)
+    >>> layer.params["bias"] = np.ones(2)
+    >>> layer.params["bias"]
+    array([1., 1.], dtype=float32)
+    """
+
+    def __init__(self, stores: Mapping[str, Store]) -> None:
+        self._stores = stores  # prefix -> store
+
+    def _find(self, name: str) -> tuple[Store, str]:
+        for prefix, store in self._stores.items():
+            if name.startswith(prefix) and name[len(prefix) :] in store.shapes:
+                return store, name[len(prefix) :]
+        raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self)}")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        store, own = self._find(name)
+        return store.value(own)
+
+    def __setitem__(self, name: str, array: Any) -> None:
+        store, own = self._find(name)
+        store.assign({own: array})
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("parameters cannot be removed from a layer")
+
+    def __iter__(self) -> Iterator[str]:
+        return (prefix + name for prefix, store in self._stores.items() for name in store.shapes)
+
+    def __len__(self) -> int:
+        return sum(len(store.shapes) for store in self._stores.values())
+
+    def load(self, new: Mapping[str, Any]) -> None:
+        """Sets all parameters from a complete mapping; on an error none."""
+        missing, unknown = [n for n in self if n not in new], [n for n in new if n not in self]
+        if missing or unknown:
+            both = (("missing", missing), ("unknown", unknown))
+            said = "; ".join(f"{what}: {', '.join(map(str, names))}" for what, names in both if names)
+            raise ValueError(f"the state dict does not fit this layer; {said}")
+        parts: dict[int, tuple[Store, dict[str, Any]]] = {}
+        for name, array in new.items():
+            store, own = self._find(name)
+            parts.setdefault(id(store), (store, {}))[1][own] = store._checked(own, array)
+        for store, values in parts.values():
+            store.assign(values)
+
+
+class Grads(Mapping[str, np.ndarray]):
+    """The gradients of a layer or model by name: writable views. Frozen parameters have none."""
+
+    def __init__(self, params: Params) -> None:
+        self._params = params
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        store, own = self._params._find(name)
+        if store.frozen:
+            raise KeyError(f"{name!r} is frozen: it has no gradient")
+        return store.grad(own)
+
+    def __iter__(self) -> Iterator[str]:
+        stores = self._params._stores.items()
+        return (prefix + name for prefix, store in stores if not store.frozen for name in store.shapes)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
