@@ -43,6 +43,14 @@ _WHERE = {
     "mse": "losses",
     "softmax": "losses",
     "log_softmax": "losses",
+    "linear_cross_entropy": "losses",
+    "bernoulli_nll": "losses",
+    "gaussian_nll": "losses",
+    "multivariate_gaussian_nll": "losses",
+    "gaussian_mixture_nll": "losses",
+    "bivariate_mixture_nll": "losses",
+    "kl_divergence": "losses",
+    "entropy": "losses",
     "SGD": "optim",
     "Adagrad": "optim",
     "Adadelta": "optim",
@@ -78,9 +86,17 @@ if TYPE_CHECKING:
     from .layers.steps import Last as Last
     from .layers.steps import Mean as Mean
     from .layers.steps import Repeat as Repeat
+    from .losses import bernoulli_nll as bernoulli_nll
+    from .losses import bivariate_mixture_nll as bivariate_mixture_nll
     from .losses import cross_entropy as cross_entropy
+    from .losses import entropy as entropy
+    from .losses import gaussian_mixture_nll as gaussian_mixture_nll
+    from .losses import gaussian_nll as gaussian_nll
+    from .losses import kl_divergence as kl_divergence
+    from .losses import linear_cross_entropy as linear_cross_entropy
     from .losses import log_softmax as log_softmax
     from .losses import mse as mse
+    from .losses import multivariate_gaussian_nll as multivariate_gaussian_nll
     from .losses import softmax as softmax
     from .modelfile import ModelFileError as ModelFileError
     from .models.charlm import CharLM as CharLM

@@ -3,6 +3,10 @@
     p = exp(x - m) / s        m = max of x,  s = sum of exp(x - m)
     loss = log s - (x[target] - m)        dx = (p - onehot(target)) scale
 
+and with any distribution q over the classes in the place of onehot(target),
+
+    loss = sum of q (log s - (x - m))     dx = (p sum of q - q) scale
+
 (Bridle 1990.) Subtracting the largest makes every exponential at most 1 and the sum at least 1: nothing
 overflows, and the logarithm is never of zero.
 
@@ -21,7 +25,7 @@ import numpy as np
 
 from .._jit import kernel
 from ..simd.sync import finish, take, wait
-from ..simd.vector import accumulate, fold, load, maximum, pointwise, store, widen, zero
+from ..simd.vector import accumulate, fma, fold, load, maximum, pointwise, select, store, widen, zero
 from .activations import exp, log
 
 LINE = 64  # bytes; LLVM splits the vector on narrower machines
@@ -102,6 +106,57 @@ def row_minus(x, off, columns, m, s, y, y_off):
 
 
 @pointwise
+def row_zero(y, off, columns):
+    """y (columns) = 0, written."""
+    n = line_of(y)
+
+    def body(k, left):
+        store(y, off + k, zero(y, n), left)
+        return ()
+
+    fold(columns, n, (), body)
+
+
+@pointwise
+def row_total(q, off, columns) -> np.float64:
+    """The sum of q (columns, read)."""
+    n = line_of(q)
+
+    def body(k, left, s):
+        return (s + widen(load(q, off + k, left, n)),)
+
+    (s,) = fold(columns, n, (widen(zero(q, n)),), body)
+    return accumulate(s)
+
+
+@pointwise
+def row_dot(x, off, columns, m, q, q_off) -> np.float64:
+    """The sum of q (m - x), in float64; x, q (columns), q from 0, read."""
+    n = line_of(x)
+
+    def body(k, left, s):
+        below = m - widen(load(x, off + k, left, n))
+        share = widen(load(q, q_off + k, left, n))
+        # A class that has no share may have no probability either: 0 times infinity is 0 here. NaN stays NaN.
+        return (s + select(share > 0.0, share * below, share),)
+
+    (s,) = fold(columns, n, (widen(zero(x, n)),), body)
+    return accumulate(s)
+
+
+@pointwise
+def row_add(y, off, columns, factor, q, q_off):
+    """y += factor q; y, q (columns): accumulated, read."""
+    n = line_of(y)
+
+    def body(k, left):
+        store(y, off + k, fma(load(q, q_off + k, left, n), factor, load(y, off + k, left, n)), left)
+        return ()
+
+    fold(columns, n, (), body)
+
+
+@pointwise
 def log_one(like, s) -> float:
     """log s, as precise as the elements of `like`, which is not touched."""
     return accumulate(log(zero(like, 1) + s))
@@ -113,14 +168,23 @@ def log_one(like, s) -> float:
 
 
 @kernel
-def cross_entropy(worker, workers, tickets, rows, columns, pieces, backward, scale, x, targets, losses, total, dx):
-    """Losses, their sum, and in the same pass the gradient of scale times that sum.
+def cross_entropy(
+    worker, workers, tickets, rows, columns, pieces, backward, scale, hard, share, stride,
+    x, targets, weight, spread, losses, total, dx,
+):  # fmt: skip
+    """Losses, their sum, and in the same pass the gradient of scale times that sum. A row's loss is
+
+        f (log s - (x[target] - m)) + share sum of q (log s - (x - m)),       f = hard weight[target]
 
     pieces : into how many parts the rows are divided for the workers
     backward : 0, and dx is not touched, or 1
     scale : float64, what the gradient is multiplied by
+    hard, share : float64, from 0, how much the target and how much q count
+    stride : q of row r begins at r * stride: 0 for one q for all rows
     x : (rows, columns), columns >= 1, read
-    targets : (rows,) int64, from 0 to columns - 1, read
+    targets : (rows,) int64, below `columns`, read; below 0 the row does not count, and its dx is 0
+    weight : (columns,), from 0, read; or (0,), and all are 1
+    spread : q, (columns,) or (rows, columns), from 0, read; or (0,), and there is none
     losses : (rows,) float64, written
     total : (1,) float64, written: the losses added in ascending order
     dx : with backward (rows, columns), written; it may be x
@@ -129,16 +193,32 @@ def cross_entropy(worker, workers, tickets, rows, columns, pieces, backward, sca
     while item >= 0:
         for r in range(rows * item // pieces, rows * (item + 1) // pieces):
             at = r * columns
+            losses[r] = 0.0
+            if targets[r] < 0:
+                if backward:
+                    row_zero(dx, at, columns)
+                continue
             target = at + targets[r]
             m = row_max(x, at, columns)
             below = np.float64(x[target]) - np.float64(m)
+            dot = 0.0
+            if len(spread):  # before dx, which may be x, is written
+                dot = share * row_dot(x, at, columns, m, spread, r * stride)
+            s = row_exp(x, at, columns, m, 1.0, dx, at) if backward else row_sum(x, at, columns, m)
+            log_s = log_one(losses, s)
+            f = hard * np.float64(weight[targets[r]]) if len(weight) else hard
+            # A target that counts for nothing may have an infinite loss; a row of NaN is seen all the same.
+            losses[r] = f * (log_s - below) if f > 0.0 else 0.0 * log_s
+            mass = f
+            if len(spread):
+                q = share * row_total(spread, r * stride, columns)
+                losses[r] += q * log_s + dot
+                mass += q
             if backward:
-                s = row_exp(x, at, columns, m, 1.0, dx, at)
-                row_times(dx, at, columns, scale / s)
-                dx[target] -= scale
-            else:
-                s = row_sum(x, at, columns, m)
-            losses[r] = log_one(losses, s) - below
+                row_times(dx, at, columns, scale * mass / s)
+                if len(spread):
+                    row_add(dx, at, columns, -scale * share, spread, r * stride)
+                dx[target] -= scale * f
         finish(tickets, 0, workers)
         item = take(tickets, 0, worker, workers, 0, pieces)
     wait(tickets, 0, workers, pieces)
