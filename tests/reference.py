@@ -245,6 +245,59 @@ def cross_entropy(logits, targets):
     return -log_softmax(logits)[..., T, B, targets].mean(axis=(-2, -1))
 
 
+def categorical(logits, q, weight=1.0):
+    """-sum of weight q log p of every row. logits (..., V), q (..., V) probabilities, weight (V,) -> (...)"""
+    return -(weight * q * log_softmax(logits)).sum(axis=-1)
+
+
+def bernoulli(logits, targets):
+    """logits, targets (...) -> (...)"""
+    p = sigmoid(logits)
+    return -targets * np.log(p) - (1 - targets) * np.log(1 - p)
+
+
+def gaussian(mean, variance, targets):
+    """mean, variance, targets (...) -> (...)"""
+    return np.log(2 * np.pi * variance) / 2 + (targets - mean) ** 2 / (2 * variance)
+
+
+def cholesky(factor):
+    """L from (..., O, O): the lower triangle, with the exponential of the diagonal."""
+    eye = np.eye(factor.shape[-1])
+    return np.tril(factor, -1) + eye * np.exp(eye * factor)
+
+
+def multivariate_gaussian(mean, factor, targets):
+    """By the covariance's own inverse and determinant. mean, targets (..., O), factor (..., O, O) -> (...)"""
+    L = cholesky(factor)
+    covariance = L @ np.swapaxes(L, -1, -2)
+    error = (targets - mean)[..., None]
+    squares = (error * np.linalg.solve(covariance, error)).sum(axis=(-2, -1))
+    return (np.log(np.linalg.det(2 * np.pi * covariance)) + squares) / 2
+
+
+def gaussian_mixture(logits, mean, log_scale, targets):
+    """logits (..., K), mean and log_scale (..., K, O), targets (..., O) -> (...)"""
+    each = gaussian(mean, np.exp(2 * log_scale), targets[..., None, :]).sum(axis=-1)
+    return -np.log((np.exp(log_softmax(logits)) * np.exp(-each)).sum(axis=-1))
+
+
+def bivariate_mixture(logits, mean, log_scale, correlation, targets):
+    """Graves 2013, equations 18 to 25. logits, correlation (..., K), mean, log_scale (..., K, 2) -> (...)"""
+    rho = np.tanh(correlation)
+    z = (targets[..., None, :] - mean) / np.exp(log_scale)
+    z_1, z_2 = z[..., 0], z[..., 1]
+    Z = z_1**2 + z_2**2 - 2 * rho * z_1 * z_2
+    density = np.exp(-Z / (2 * (1 - rho**2))) / (2 * np.pi * np.exp(log_scale.sum(axis=-1)) * np.sqrt(1 - rho**2))
+    return -np.log((np.exp(log_softmax(logits)) * density).sum(axis=-1))
+
+
+def reduced(losses, counts, reduction="mean"):
+    """The mean or sum of the losses (..., *counts.shape) that count -> (...)"""
+    total = losses[..., counts].sum(axis=-1)
+    return total / counts.sum() if reduction == "mean" else total
+
+
 def mse(y, target):
     """Mean over T, B and O. y (..., T, B, O), target (T, B, O) -> (...)"""
     return ((y - target) ** 2).mean(axis=(-3, -2, -1))

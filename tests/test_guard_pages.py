@@ -256,6 +256,16 @@ def losses(size, dtype):
     results = {}
     results["loss"], results["dlogits"] = fr.cross_entropy(x, targets)
     results["loss alone"], _ = fr.cross_entropy(x, targets, gradient=False)
+    weight, mask = rng.uniform(0.5, 2, size).astype(dtype), rng.random(len(x)) < 0.7
+    for options in (
+        {"weight": weight},
+        {"label_smoothing": 0.1},
+        {"weight": weight, "label_smoothing": 0.1, "mask": mask, "reduction": "sum"},
+    ):
+        results[f"loss {options}"], results[f"dlogits {options}"] = fr.cross_entropy(x, targets, **options)
+    results["loss of q"], results["dlogits of q"] = fr.cross_entropy(x, fr.softmax(y))
+    h, table = rng.standard_normal((len(x), 3)).astype(dtype), rng.standard_normal((size, 3)).astype(dtype)
+    results |= zip(("linear loss", "dh", "dtable"), fr.linear_cross_entropy(h, table, None, targets, rows=2)[:3])
     results["softmax"], results["log softmax"] = fr.softmax(x, temperature=0.7), fr.log_softmax(x)
     results["mse"], results["dy"] = fr.mse(x, y)
     return {name: np.asarray(a) for name, a in results.items()}

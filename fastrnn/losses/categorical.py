@@ -87,7 +87,11 @@ def cross_entropy(
 
 
 class Rows:
-    """What the arguments of a cross-entropy say about its N rows, checked; arrays as the kernel wants them."""
+    """What the arguments of a cross-entropy say about its N rows, checked; arrays as the kernel wants them.
+
+    whole : whether the logits are there as a whole. If not, targets are classes, and the argument that the caller
+        knows as `weight` is that of the linear layer; this one is then called `class_weight`
+    """
 
     def __init__(
         self,
@@ -100,7 +104,7 @@ class Rows:
         ignore_index: int | None = None,
         mask: Any = None,
         lengths: Any = None,
-        probabilities: bool = True,
+        whole: bool = True,
     ) -> None:
         self.V = V = shape[-1]
         e = check_number("label_smoothing", label_smoothing) if label_smoothing != 0.0 else 0.0
@@ -110,7 +114,7 @@ class Rows:
         counts = counted(shape[:-1], mask, lengths)
         self.weight = self.spread = np.empty(0, dtype)
         self.hard, self.share, self.stride = 1.0 - e, e / V, 0
-        dense = probabilities and _probabilities(targets, shape)
+        dense = whole and _probabilities(targets, shape)
         if dense:
             if weight is not None or ignore_index is not None:
                 name = "weight" if weight is not None else "ignore_index"
@@ -124,8 +128,9 @@ class Rows:
         else:
             self.targets, counts = _targets(targets, shape, ignore_index, counts)
             if weight is not None:
-                self.weight = check_array("weight", weight, dtype, "V", {"V": V})
-                _from_zero("weight", self.weight)
+                name = "weight" if whole else "class_weight"
+                self.weight = check_array(name, weight, dtype, "V", {"V": V})
+                _from_zero(name, self.weight)
             if e:
                 self.spread = np.ones(V, dtype) if weight is None else self.weight
         self.all = counts is None
@@ -133,7 +138,7 @@ class Rows:
             self.targets[~counts.reshape(-1)] = -1
         self.divisor = 1.0 if reduction == "sum" else self._count()
         if self.divisor == 0:
-            raise ValueError(nothing_counts("logits", shape, self.all))
+            raise ValueError(nothing_counts("logits", shape, self.all and not len(self.weight)))
 
     def _count(self) -> float:
         """What the mean divides by: how many rows count, or the sum of their weights in ascending order."""

@@ -64,8 +64,8 @@ def linear_cross_entropy(
     >>> loss, dh, dweight, dbias = fr.linear_cross_entropy(h, weight, bias, targets)
     >>> loss == fr.cross_entropy(head(h), targets)[0]
     True
-    >>> head.grads["weight"] += dweight
-    >>> head.grads["bias"] += dbias
+    >>> head.grads["weight"][...] += dweight
+    >>> head.grads["bias"][...] += dbias
     """
     dtype = dtype_of(h)
     h = check_array("h", h, dtype, "... H", {})
@@ -78,7 +78,7 @@ def linear_cross_entropy(
     c = nothing if bias is None else check_array("bias", bias, dtype, "V", {"V": V})
     R = max(1, BLOCK_BYTES // (V * dtype.itemsize)) if rows is None else check_size("rows", rows)
     options = (label_smoothing, class_weight, ignore_index, mask, lengths)
-    todo = Rows((*h.shape[:-1], V), dtype, targets, reduction, *options, probabilities=False)
+    todo = Rows((*h.shape[:-1], V), dtype, targets, reduction, *options, whole=False)
 
     x, keep = h.reshape(-1, H), None
     if not todo.all:  # only the rows that count
