@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import reference
-from helpers import JIT, assert_same_bits
+from helpers import JIT, assert_close, assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
@@ -159,6 +159,7 @@ def test_what_does_not_count_may_be_anything(dtype, smoothing):
     assert_same_bits({"d": dlogits[others]}, {"d": clean[1][others]})
 
 
+@np.errstate(invalid="ignore")  # the NumPy twin warns
 @every_dtype
 def test_impossible_classes_without_weight(dtype):
     """A class of probability 0 and of weight 0 costs nothing, smoothed or not; one that has weight costs infinity."""
@@ -196,6 +197,13 @@ def head(seed, T, B, H, V, bias=True, dtype="float32"):
     return layer, h, targets
 
 
+def same(actual, expected):
+    """The same bits. Without JIT, where NumPy's products sum as they like, the same numbers."""
+    if JIT:
+        return assert_same_bits(actual, expected)
+    return assert_close(actual, expected, 1e-5)
+
+
 def in_one(layer, h, targets, **options):
     """Everything that comes out, by name."""
     results = fr.linear_cross_entropy(h, layer.params["weight"], layer.params.get("bias"), targets, **options)
@@ -229,19 +237,20 @@ def test_one_is_two_bit_for_bit(dtype, seed, T, B, H, V, block, bias, reduction,
     layer, h, targets = head(seed, T, B, H, V, bias, dtype)
     options = {"reduction": reduction, "label_smoothing": smoothing}
     expected = in_two(layer, h, targets, **options)
-    assert_same_bits(in_one(layer, h, targets, rows=block, **options), expected)
+    same(in_one(layer, h, targets, rows=block, **options), expected)
     loss, *nothing = in_one(layer, h, targets, rows=block, gradient=False, **options).values()
-    assert (float(loss), nothing) == (float(expected["loss"]), [])
+    assert nothing == []
+    same({"loss": loss}, {"loss": expected["loss"]})
 
 
 def test_blocks_longer_than_the_product_s_own(set_num_threads):
     """More rows than are summed at a time in one product: the sums over the rows still run in one order."""
-    shape = (50, 23, 9, 130) if JIT else (4, 3, 5, 9)
+    shape = (50, 23, 65, 301) if JIT else (4, 3, 5, 9)  # enough to be shared
     layer, h, targets = head(5, *shape)
     expected = in_two(layer, h, targets)
     for n, block in ((1, None), (2, 700), (3, 333), (3, 1)):
         set_num_threads(n)
-        assert_same_bits(in_one(layer, h, targets, rows=block), expected)
+        same(in_one(layer, h, targets, rows=block), expected)
 
 
 @given(seed=seeds, weighted=st.booleans(), by=st.sampled_from(["mask", "lengths", "ignore_index"]))
@@ -260,7 +269,7 @@ def test_rows_that_do_not_count_cost_and_spoil_nothing(seed, weighted, by):
     options |= {"class_weight": r["weight"]} if weighted else {}
     actual = in_one(layer, h, targets, rows=4, **options)
     dh = actual.pop("dh")
-    assert_same_bits(actual | {"dh": dh[counts]}, expected)
+    same(actual | {"dh": dh[counts]}, expected)
     assert np.all(dh[~counts] == 0)
 
 
@@ -273,10 +282,11 @@ def test_no_row_counts():
         assert results["dh"].shape == (T, 2, 5)
 
 
+@pytest.mark.skipif(not JIT, reason="without JIT the products hold arrays of their own")
 @pytest.mark.parametrize("gradient", [True, False])
 def test_memory_is_bounded_by_the_block(gradient):
-    """R V, two packings of H V and less than R (H + V), beside the results: not N V. In bytes asked for."""
-    N, H, V, R = (4000, 16, 1500, 100) if JIT else (200, 3, 60, 4)
+    """R V, two packings of H V and a little, beside the results: not N V, nor 2 R V. In bytes asked for."""
+    N, H, V, R = 4000, 16, 1500, 400
     layer, h, targets = head(1, N, 1, H, V)
     in_one(layer, h[:R], targets[:R], rows=R, gradient=gradient)  # compiles
     asked, live, pages = [], [0, 0], buffers._pages
@@ -295,17 +305,17 @@ def test_memory_is_bounded_by_the_block(gradient):
         tracemalloc.stop()
         buffers._pages = pages
     results = N * H + H * V + V if gradient else 0
-    budget = 4 * (results + R * V + 2 * H * V + R * (H + V)) + 8 * 2 * N  # float64 losses, int64 targets
-    slack = 1 << 20 if JIT else 1 << 17  # tapes of the interpreter, the scratch of a product
-    assert live[1] + sum(asked) <= budget + slack + len(asked) * buffers.HUGE
-    assert 2 * (budget + slack) < 4 * N * V or not JIT, "the bound says nothing"
+    budget = 4 * (results + R * V + 2 * H * V) + 8 * 2 * N  # float64 losses, int64 targets
+    slack = 1 << 20  # the scratch of a product, the interpreter's own
+    assert live[1] + sum(asked) <= budget + slack
+    assert slack < 4 * R * V, "two blocks at once would pass"
+    assert budget + slack < N * V, "a quarter of all logits would pass"
 
 
-@pytest.mark.skipif(not JIT, reason="without JIT a vocabulary of 50,000 takes minutes")
 def test_a_vocabulary_of_50000():
     """In blocks of less than all rows, the same bits."""
-    layer, h, targets = head(1, 10, 1, 4, 50_000)
-    assert_same_bits(in_one(layer, h, targets, rows=3), in_two(layer, h, targets))
+    layer, h, targets = head(1, 10, 1, 4, 50_000 if JIT else 500)
+    same(in_one(layer, h, targets, rows=3), in_two(layer, h, targets))
 
 
 # --- arguments ----------------------------------------------------------------------------------------------

@@ -492,6 +492,11 @@ def computed():
         x, targets = draw(1, rows, columns, dtype=dtype), np.random.default_rng(1).integers(0, columns, rows)
         loss, results[f"{dtype} dlogits"] = fr.cross_entropy(x, targets)
         results[f"{dtype} loss"] = np.array(loss)
+        options = {"weight": np.abs(x[0]), "label_smoothing": 0.1, "ignore_index": 0}
+        loss, results[f"{dtype} dlogits with options"] = fr.cross_entropy(x, targets, **options)
+        results[f"{dtype} loss with options"] = np.array(loss)
+        dense, results[f"{dtype} dlogits of probabilities"] = fr.cross_entropy(x, np.abs(x[::-1]))
+        results[f"{dtype} loss of probabilities"] = np.array(dense)
         results[f"{dtype} softmax"], results[f"{dtype} log"] = (
             fr.softmax(x, temperature=0.8),
             fr.log_softmax(x),

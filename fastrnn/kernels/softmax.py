@@ -218,7 +218,7 @@ def cross_entropy(
                 row_times(dx, at, columns, scale * mass / s)
                 if len(spread):
                     row_add(dx, at, columns, -scale * share, spread, r * stride)
-                dx[target] -= scale * f
+                dx[target] = np.float64(dx[target]) - scale * f
         finish(tickets, 0, workers)
         item = take(tickets, 0, worker, workers, 0, pieces)
     wait(tickets, 0, workers, pieces)

@@ -150,7 +150,7 @@ class GRU(Recurrent):
             return None
         add_gradient(grad(f"weight_ih_{name}"), run.x, of_x)
         ut = self.store.made((name, "u"), lambda: pack_tape(of_x, run.i_size, self.store.flat(f"weight_ih_{name}")))
-        return multiply(of_x, ut, run.i_size, empty, dx)
+        return multiply(of_x, ut, run.i_size, empty, dx, add=dx is not None)
 
     def _bias(self, name: str) -> np.ndarray:
         bias = super()._bias(name)

@@ -171,7 +171,7 @@ class LSTM(Recurrent):
             return None
         add_gradient(grad(f"weight_ih_{name}"), run.x, tape)
         ut = self.store.made((name, "u"), lambda: pack_tape(tape, run.i_size, self.store.flat(f"weight_ih_{name}")))
-        return multiply(tape, ut, run.i_size, empty, dx)
+        return multiply(tape, ut, run.i_size, empty, dx, add=dx is not None)
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, empty = self.hidden_size, self._empty

@@ -67,9 +67,17 @@ def pack_tape(tape: Taped, columns: int, source: np.ndarray, whole: bool = False
 
 
 def multiply(
-    a: np.ndarray | Taped, packed: np.ndarray, columns: int, bias: np.ndarray, out: np.ndarray | None = None
+    a: np.ndarray | Taped,
+    packed: np.ndarray,
+    columns: int,
+    bias: np.ndarray,
+    out: np.ndarray | None = None,
+    add: bool = False,
 ) -> np.ndarray:
-    """bias + a B, (N, columns), for a (N, K) row-major or a tape; bias (columns,) or empty. It is added to `out`."""
+    """bias + a B, (N, columns), for a (N, K) row-major or a tape; bias (columns,) or empty.
+
+    It is written into `out`, if given, or with `add` added to it.
+    """
     if isinstance(a, Taped):
         rows, seg, n_seg = a.rows, a.gates * a.block, a.blocks
         left, r_stride, seg_stride = a.start, a.line, a.rows * a.line
@@ -79,9 +87,7 @@ def multiply(
     work = float(rows) * columns * seg * n_seg
     pieces = -(-rows // (CHUNK // 2))
     workers = workers_for(work, pieces)
-    add = out is not None
-    if out is None:
-        out = buffers.empty((rows, columns), packed.dtype)
+    out = buffers.empty((rows, columns), packed.dtype) if out is None else out
     launch(
         matmul.product, workers, 1, work,
         rows, columns, pieces, add, left, r_stride, seg, seg_stride, n_seg, packed, bias, out.reshape(-1),

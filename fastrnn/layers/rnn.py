@@ -126,7 +126,7 @@ class RNN(Recurrent):
             return None
         add_gradient(grad(f"weight_ih_{name}"), run.x, dz)
         ut = self.store.made((name, "u"), lambda: pack(hidden, run.i_size, self.store.flat(f"weight_ih_{name}"), False))
-        return multiply(dz, ut, run.i_size, empty, dx)
+        return multiply(dz, ut, run.i_size, empty, dx, add=dx is not None)
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty

@@ -51,9 +51,9 @@ def linear_cross_entropy(
     Returns the loss, a float, dh, dweight and dbias, of the shape and type of h, weight and bias; None for dbias
     without a bias, and for all three with gradient=False.
 
-    Memory, in numbers, beside arguments and results: R V for the logits (R = `rows`), and H V for each of two
-    packings of the weights, one without gradient; less than R (H + V) for what the products need on the way. Where
-    rows do not count, N H twice. All logits and their gradient would be 2 N V.
+    Memory, in numbers, beside arguments and results: R V for the logits (R = `rows`), H V for each of two packings of
+    the weights (one without gradient), and about 2^15 for each thread; where rows do not count, 2 N H more. All logits
+    at once and their gradient would be 2 N V.
 
     Raises as `cross_entropy` does, and for a `weight` or `bias` that does not fit.
 
@@ -90,17 +90,17 @@ def linear_cross_entropy(
     if gradient:
         transposed = pack(V, H, weight.reshape(-1), False)
         dx, dweight, dc = buffers.empty((N, H), dtype), np.zeros((V, H), dtype), np.zeros(len(c), dtype)
+    # One array for the logits of every block: a thread that helped with one may still refer to it during the next.
+    logits = buffers.empty((min(R, N), V), dtype)
     for n in range(0, N, R):
         block = slice(n, min(n + R, N))
-        logits = multiply(x[block], packed, V, c)
-        flat = logits.reshape(-1)
-        todo.run(flat, block, losses[block], flat if gradient else nothing)
+        y = multiply(x[block], packed, V, c, out=logits[: block.stop - n])
+        todo.run(y.reshape(-1), block, losses[block], y.reshape(-1) if gradient else nothing)  # y becomes dy
         if gradient:
-            add_gradient(dweight, x[block], logits)
+            add_gradient(dweight, x[block], y)
             if len(c):
-                add_column_sums(dc, logits)
-            dx[block] = multiply(logits, transposed, H, nothing)
-        del logits, flat  # or the next block would be there before this one has gone
+                add_column_sums(dc, y)
+            multiply(y, transposed, H, nothing, out=dx[block])
     # In ascending order, as the kernel adds.
     loss = float(np.cumsum(losses)[-1]) / todo.divisor if N else 0.0
     if not gradient:
