@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 import fastrnn as fr
+from fastrnn.streaming import FULL
 
 I, H, V = 3, 5, 7  # noqa: E741 - the glossary's letters
 
@@ -74,6 +75,15 @@ def bits(state):
     return tuple(bits(part) for part in state)
 
 
+def same(found, wanted):
+    """The same bits; without JIT, where the order of a sum is NumPy's choice, the same to rounding."""
+    if JIT:
+        return bits(found) == bits(wanted)
+    if isinstance(wanted, tuple):
+        return len(found) == len(wanted) and all(map(same, found, wanted))
+    return (found.dtype, found.shape) == (wanted.dtype, wanted.shape) and bool(np.abs(found - wanted).max() < 1e-5)
+
+
 @contextmanager
 def raises(kind, *parts):
     """`pytest.raises`, and the message has all of these parts in it."""
@@ -97,8 +107,8 @@ def test_chunks_give_the_bits_of_one_call(name, chunks):
         found += [stream.push(x[t])] if n == 0 else list(stream.push_many(x[t : t + n]))
         t += max(n, 1)
     y, state = whole(name, model, x)
-    assert bits(np.array(found)) == bits(y)
-    assert bits(stream.state) == bits(state)
+    assert same(np.array(found), y)
+    assert same(stream.state, state)
 
 
 @models
@@ -111,13 +121,13 @@ def test_reset_state_and_clone(name):
     first = stream.push_many(x[:3])
     at_three, twin = stream.state, stream.clone()
     rest = stream.push_many(x[3:])
-    assert bits(twin.state) == bits(at_three)
-    assert bits(twin.push_many(x[3:])) == bits(rest)
+    assert same(twin.state, at_three)
+    assert same(twin.push_many(x[3:]), rest)
     stream.state = at_three
-    assert bits(stream.push_many(x[3:])) == bits(rest)
+    assert same(stream.push_many(x[3:]), rest)
     stream.reset()
     assert bits(stream.state) == zero
-    assert bits(stream.push_many(x[:3])) == bits(first)
+    assert same(stream.push_many(x[:3]), first)
     stream.state = None
     assert bits(stream.state) == zero
 
@@ -132,7 +142,7 @@ def test_nothing_is_shared_with_the_caller(name):
         now, state = np.array(x[t]), stream.state
         stream.state = state
         out = stream.push(now)
-        assert bits(out) == bits(y[t])
+        assert same(out, y[t])
         now[...] = 0
         out[...] = np.nan
         for part in (state, stream.state):
@@ -158,13 +168,13 @@ def test_a_pickled_stream_goes_on(name, copied):
     stream.push(x[2])
     other, twin = copied((stream, stream.clone()))
     assert other.model is twin.model is not model
-    assert bits(other.clone().push(x[3])) == bits(stream.clone().push(x[3]))
+    assert same(other.clone().push(x[3]), stream.clone().push(x[3]))
     other.model.load_state_dict({key: 2 * value for key, value in model.params.items()})
     changed = other.clone().push(x[3])
     assert bits(changed) != bits(stream.clone().push(x[3]))
-    assert bits(twin.push(x[3])) == bits(changed)
+    assert same(twin.push(x[3]), changed)
     model.load_state_dict(other.model.state_dict())
-    assert bits(stream.push(x[3])) == bits(changed)
+    assert same(stream.push(x[3]), changed)
 
 
 @models
@@ -177,27 +187,27 @@ def test_new_weights_from_the_next_push_on(name):
     model.load_state_dict({key: -value for key, value in model.params.items()})
     stacked = x[2:, None]
     y, state = model(stacked, state)
-    assert bits(stream.push(x[2])) == bits(y[0, 0])
-    assert bits(stream.state) == bits(state)
+    assert same(stream.push(x[2]), y[0, 0])
+    assert same(stream.state, state)
 
 
 @pytest.mark.parametrize("index", [4, np.int32(4), np.array(4), np.array(4, "uint8")])
 @pytest.mark.parametrize("name", ["lstm_one_hot", "language_model"])
 def test_an_index_of_any_integer_type(name, index):
     expected = make(name).stream().push_many(np.array([4]))[0]
-    assert bits(make(name).stream().push(index)) == bits(expected)
+    assert same(make(name).stream().push(index), expected)
 
 
 def test_numbers_of_other_kinds():
     """Lists, integers of Python, and arrays that are strided or read-only: converted as the layers do."""
     lstm = make("lstm")
-    want = bits(lstm.stream().push(np.array([1, 2, 3], "float32")))
+    want = lstm.stream().push(np.array([1, 2, 3], "float32"))
     strided = np.array([[1, 0], [2, 0], [3, 0]], "float32")[:, 0]
     frozen = np.array([1, 2, 3], "float32")
     frozen.flags.writeable = False
     for x in ([1, 2, 3], (1.0, 2.0, 3.0), strided, frozen, frozen.astype(">f4")):
-        assert bits(lstm.stream().push(x)) == want
-        assert bits(lstm.stream().push_many([x])[0]) == want
+        assert same(lstm.stream().push(x), want)
+        assert same(lstm.stream().push_many([x])[0], want)
 
 
 def test_one_stream_from_many_threads():
@@ -332,8 +342,8 @@ def test_a_language_model_streams():
     ids = lm.vocabulary.encode("abca")
     logits, _ = lm.model(ids[:, None])
     stream, pool = lm.stream(), lm.stream_pool(2)
-    assert bits(stream.push_many(ids)) == bits(logits[:, 0])
-    assert bits(pool.step([pool.open()], ids[:1])) == bits(logits[0])
+    assert same(stream.push_many(ids), logits[:, 0])
+    assert same(pool.step([pool.open()], ids[:1]), logits[0])
 
 
 # --- a pool against streams ---------------------------------------------------------------------------------
@@ -344,9 +354,7 @@ class Pool(RuleBasedStateMachine):
 
     opened = Bundle("opened")
 
-    @initialize(
-        name=st.sampled_from(sorted(MODELS)), full=st.sampled_from(["grow", "evict"]), capacity=st.integers(1, 5)
-    )
+    @initialize(name=st.sampled_from(sorted(MODELS)), full=st.sampled_from(FULL[:2]), capacity=st.integers(1, 5))
     def begin(self, name, full, capacity):
         self.name, self.full, self.capacity = name, full, capacity
         self.model = make(name)
@@ -390,7 +398,7 @@ class Pool(RuleBasedStateMachine):
         y = self.pool.step(np.array(ids, np.int64) if as_array else ids, x)
         assert y.shape[0] == len(ids)
         for k, id in enumerate(ids):
-            assert bits(y[k]) == bits(self.streams[id].push(x[k]))
+            assert same(y[k], self.streams[id].push(x[k]))
             self.streams.move_to_end(id)
 
     @rule(ids=st.lists(opened, min_size=1, max_size=6))
@@ -400,7 +408,7 @@ class Pool(RuleBasedStateMachine):
         futures = [self.pool.submit(id, x[k]) for k, id in enumerate(ids)]
         for k, (id, future) in enumerate(zip(ids, futures, strict=True)):
             if id in self.streams:
-                assert bits(future.result(60)) == bits(self.streams[id].push(x[k]))
+                assert same(future.result(60), self.streams[id].push(x[k]))
             else:
                 assert isinstance(future.exception(60), KeyError)
         # Which ones were stepped together depends on the time: the order of use is then put in order.
@@ -485,7 +493,7 @@ class Pool(RuleBasedStateMachine):
         assert self.full == "grow" or self.pool.capacity == self.capacity
         assert all((id in self.pool) == (id in self.streams) for id in self.ever)
         for id, stream in self.streams.items():
-            assert bits(self.pool.state(id)) == bits(stream.state)
+            assert same(self.pool.state(id), stream.state)
 
     def teardown(self):
         if hasattr(self, "pool"):
@@ -507,7 +515,7 @@ def test_many_streams_in_one_step(name):
             some = rng.permutation(ids)[: 37 - 9 * round]
             x = inputs(name, len(some), seed=round)
             y = pool.step(some, x)
-            assert bits(y) == bits(np.array([streams[id].push(x[k]) for k, id in enumerate(some.tolist())]))
+            assert same(y, np.array([streams[id].push(x[k]) for k, id in enumerate(some.tolist())]))
 
 
 def test_a_full_pool():
@@ -551,12 +559,12 @@ def test_interrupted_writing_is_finished(after):
         pool.step([id], x[:1])
     pool._states[1] = c
     if after == "state":
-        assert bits(pool.state(id)) == bits(stream.state)
+        assert same(pool.state(id), stream.state)
     elif after == "open":
         pool.open()
     elif after == "pickle":
         pool = pickle.loads(pickle.dumps(pool))
-    assert bits(pool.step([id], x[1:])[0]) == bits(stream.push(x[1]))
+    assert same(pool.step([id], x[1:])[0], stream.push(x[1]))
 
 
 def test_a_signal_handler_in_the_middle_of_a_step():
@@ -677,13 +685,13 @@ def test_many_submitters(name, linger_us):
         futures = [[pool.submit(id, x[t]) for id, x in zip(ids, xs, strict=True)] for t in range(length)]
         for k, x in enumerate(xs):
             y = np.array([row[k].result(60) for row in futures])
-            wrong.append(bits(y) != bits(whole(name, model, x)[0]))
+            wrong.append(not same(y, whole(name, model, x)[0]))
 
     def come_and_go():
         gate.wait()
         for seed in range(length):
             id, x = pool.open(), inputs(name, 1, seed=seed)
-            wrong.append(bits(pool.step([id], x)) != bits(whole(name, model, x)[0]))
+            wrong.append(not same(pool.step([id], x), whole(name, model, x)[0]))
             pool.close(id)
 
     threads = [threading.Thread(target=work) for work in [submit] * 8 + [come_and_go] * 2]
@@ -716,7 +724,7 @@ def test_each_error_finds_its_future():
             else:
                 with raises(kind, says):
                     future.result(60)
-        assert bits(pool.state(b)) == bits(lm(np.array([[2]]))[1])
+        assert same(pool.state(b), lm(np.array([[2]]))[1])
 
 
 def test_an_error_of_the_model_finds_its_future():
@@ -733,7 +741,7 @@ def test_an_error_of_the_model_finds_its_future():
         ids = [pool.open() for _ in range(3)]
         good, bad, other = [pool.submit(id, x[k]) for k, id in enumerate(ids)]
         assert isinstance(bad.exception(60), ZeroDivisionError)
-        assert bits(np.array([good.result(60), other.result(60)])) == bits(lstm(x[None, [0, 2]])[0][0])
+        assert same(np.array([good.result(60), other.result(60)]), lstm(x[None, [0, 2]])[0][0])
         assert not pool.state(ids[1])[0].any()
 
 
@@ -742,8 +750,8 @@ def test_indices_and_vectors_together():
     with lstm.stream_pool(2, linger_us=20_000) as pool:
         ids = [pool.open(), pool.open()]
         dense, index = pool.submit(ids[0], x), pool.submit(ids[1], 1)
-        assert bits(dense.result(60)) == bits(lstm.stream().push(x))
-        assert bits(index.result(60)) == bits(lstm.stream().push(1))
+        assert same(dense.result(60), lstm.stream().push(x))
+        assert same(index.result(60), lstm.stream().push(1))
 
 
 def test_submitted_inputs_are_copied():
@@ -753,7 +761,7 @@ def test_submitted_inputs_are_copied():
         pool.open()  # idle: the first one waits for it
         future = pool.submit(id, x)
         x[:] = 0
-        assert bits(future.result(60)) == bits(lstm.stream().push(np.ones(I, "float32")))
+        assert same(future.result(60), lstm.stream().push(np.ones(I, "float32")))
 
 
 def test_cancelled_and_closed_submissions():
@@ -775,7 +783,7 @@ def test_cancelled_and_closed_submissions():
         cancelled.result(60)
     with raises(KeyError, f"id is {b}", "closed"):
         closed.result(60)
-    assert bits(second.result(60)) == bits(lstm.stream().push(x[1]))
+    assert same(second.result(60), lstm.stream().push(x[1]))
     pool.close_all()
 
 
@@ -793,7 +801,7 @@ def test_callbacks():
 
     pool.submit(pool.open(), x[0]).add_done_callback(leave)
     pool.submit(id, x[0]).add_done_callback(go_on)
-    assert bits(chained.result(60)) == bits(whole("lstm", lstm, x)[0][1])
+    assert same(chained.result(60), whole("lstm", lstm, x)[0][1])
 
     def end(_):
         pool.close_all()
@@ -816,7 +824,7 @@ def test_close_all_steps_what_is_submitted():
         pool.close_all()
         assert not worker.is_alive()
         assert all(future.done() for future in futures)
-        assert bits(np.array([future.result() for future in futures])) == bits(whole("lstm", lstm, x)[0])
+        assert same(np.array([future.result() for future in futures]), whole("lstm", lstm, x)[0])
         with raises(KeyError, "closed"):
             pool.submit(id, x[0]).result(60)
 
@@ -829,7 +837,7 @@ def test_a_dropped_pool_ends_its_thread():
     pool.open()
     futures, worker, gone = [pool.submit(id, row) for row in x], pool._inbox.worker, weakref.ref(pool)
     del pool
-    assert bits(np.array([future.result(60) for future in futures])) == bits(whole("lstm", lstm, x)[0])
+    assert same(np.array([future.result(60) for future in futures]), whole("lstm", lstm, x)[0])
     worker.join(60)
     gc.collect()
     assert not worker.is_alive()
@@ -890,7 +898,7 @@ def test_fork_while_others_submit():
             while not stop.is_set():
                 for id in ids[1:]: pool.reset(id)
                 for t in range(20):
-                    pool.step(ids[1:], x[[t, t]])
+                    for id in ids[1:]: pool.step([id], x[t : t + 1])
 
         def push():
             while not stop.is_set():
@@ -954,13 +962,14 @@ def test_an_interpreter_ends_with_submissions_waiting():
 @models
 def test_a_pickled_layer_sees_its_own_parameters(name):
     """Whatever had been packed before: a copy computes with the parameters it is given afterwards."""
-    model, x = make(name), inputs(name, 1)
+    model, x = make(name), inputs(name, 1)[None]
+    state = model.stream().state
     for _ in range(3):
-        model.stream().push(x[0])  # the quick step, once there is one
+        model(x, state)  # the quick step, once there is one
     other = pickle.loads(pickle.dumps(model))
     for k in range(1, 4):
         new = {key: value / (k + 1) for key, value in model.params.items()}
         fresh = make(name)
         fresh.load_state_dict(new)
         other.load_state_dict(new)
-        assert bits(other.stream().push(x[0])) == bits(fresh.stream().push(x[0]))
+        assert same(other(x, state), fresh(x, state))
