@@ -588,9 +588,15 @@ def test_a_signal_handler_in_the_middle_of_a_step():
     (new,) = pool.ids()
     assert not pool.state(new)[0].any()
     pool.submit(new, x[0]).result(60)
-    lstm.handler = pool.close_all  # would wait for a thread that waits for this step
-    with pool._lock:
-        pool.step([new], x)
+
+    # The thread of the pool waits for this step, so this step's handler must not wait for the thread.
+    waiting = []
+    lstm.handler = lambda: (waiting.append(pool.submit(new, x[0])), pool.close_all())
+    stepping = threading.Thread(target=pool.step, args=([new], x), daemon=True)
+    stepping.start()
+    stepping.join(60)
+    assert not stepping.is_alive()
+    assert isinstance(waiting[0].exception(60), KeyError)
     assert len(pool) == 0
 
 
