@@ -1,10 +1,14 @@
 """The layers' contract besides the numbers: tapes are values, results are never stale, views are views."""
 
+import sys
+
 import numpy as np
 import pytest
 from helpers import CELLS, Problem, assert_close, assert_same_bits, bits_of
 
 import fastrnn as fr
+from fastrnn import threads
+from fastrnn.simd.sync import new_tickets
 
 cells = pytest.mark.parametrize("cell", CELLS)
 
@@ -299,3 +303,23 @@ def test_dropout_between_layers(cell, bidirectional):
     assert np.all(y != 0)
     dx, _ = dropping.backward(tape, problem.dy)
     assert np.all(np.isfinite(dx))
+
+
+@cells
+def test_no_reference_is_left(cell, monkeypatch):
+    """Kernels give back every array that they were passed: compiled code counts references by itself."""
+    launch, launched, tickets = threads.launch, [], []
+
+    def counted(run, workers, phases, work, *args):
+        arrays = [a for a in args if isinstance(a, np.ndarray)]
+        before = [sys.getrefcount(a) for a in arrays]
+        launch(run, workers, phases, work, *args)
+        launched.append([sys.getrefcount(a) for a in arrays] == before)
+
+    monkeypatch.setattr(threads, "new_tickets", lambda *sizes: tickets.append(new_tickets(*sizes)) or tickets[-1])
+    for module in [m for name, m in sys.modules.items() if name.startswith("fastrnn") and hasattr(m, "launch")]:
+        monkeypatch.setattr(module, "launch", counted)
+    Problem(cell, bidirectional=True).solve()
+    assert launched
+    assert all(launched)
+    assert {sys.getrefcount(t) for t in tickets} == {sys.getrefcount(t) for t in [new_tickets(1, 1)]}

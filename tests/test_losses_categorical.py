@@ -306,7 +306,7 @@ def test_memory_is_bounded_by_the_block(gradient):
         buffers._pages = pages
     results = N * H + H * V + V if gradient else 0
     budget = 4 * (results + R * V + 2 * H * V) + 8 * 2 * N  # float64 losses, int64 targets
-    slack = 1 << 20  # the scratch of a product, the interpreter's own
+    slack = 2 << 20  # scratch of products, a late helper keeps one a little longer; the interpreter's own
     assert live[1] + sum(asked) <= budget + slack
     assert slack < 4 * R * V, "two blocks at once would pass"
     assert budget + slack < N * V, "a quarter of all logits would pass"

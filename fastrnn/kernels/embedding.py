@@ -7,7 +7,7 @@ ascending n, so that its bits do not depend on how many there are. Nobody checks
 """
 
 from .._jit import kernel
-from ..simd.sync import finish, take, wait
+from ..simd.sync import turns
 from ..simd.vector import fold, lanes, lanes_of, load, pointwise, store
 
 
@@ -42,13 +42,9 @@ def gather(worker, workers, tickets, rows, columns, pieces, ids, weight, y):
     weight : (V, columns), read
     y : (rows, columns), written
     """
-    item = take(tickets, 0, worker, workers, 0, pieces)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, pieces):
         for n in range(rows * item // pieces, rows * (item + 1) // pieces):
             copy_row(y, n * columns, weight, ids[n] * columns, columns)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, pieces)
-    wait(tickets, 0, workers, pieces)
 
 
 @kernel
@@ -62,12 +58,8 @@ def scatter_add(worker, workers, tickets, rows, columns, pieces, ids, dy, dweigh
     """
     lane = lanes_of(dy)
     vectors = (columns + lane - 1) // lane
-    item = take(tickets, 0, worker, workers, 0, pieces)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, pieces):
         first = vectors * item // pieces * lane
         width = min(vectors * (item + 1) // pieces * lane, columns) - first
         for n in range(rows):
             add_row(dweight, ids[n] * columns + first, dy, n * columns + first, width)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, pieces)
-    wait(tickets, 0, workers, pieces)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from .._jit import kernel
-from ..simd.sync import finish, take, wait
+from ..simd.sync import turns
 from ..simd.vector import accumulate, fma, fold, load, maximum, pointwise, select, store, widen, zero
 from .activations import exp, log
 
@@ -189,8 +189,7 @@ def cross_entropy(
     total : (1,) float64, written: the losses added in ascending order
     dx : with backward (rows, columns), written; it may be x
     """
-    item = take(tickets, 0, worker, workers, 0, pieces)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, pieces):
         for r in range(rows * item // pieces, rows * (item + 1) // pieces):
             at = r * columns
             losses[r] = 0.0
@@ -219,9 +218,6 @@ def cross_entropy(
                 if len(spread):
                     row_add(dx, at, columns, -scale * share, spread, r * stride)
                 dx[target] = np.float64(dx[target]) - scale * f
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, pieces)
-    wait(tickets, 0, workers, pieces)
     if worker == 0:
         total[0] = 0.0
         for r in range(rows):
@@ -237,15 +233,11 @@ def softmax(worker, workers, tickets, rows, columns, pieces, temperature, x, y):
     x : (rows, columns), columns >= 1, read
     y : (rows, columns), written; it may be x
     """
-    item = take(tickets, 0, worker, workers, 0, pieces)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, pieces):
         for r in range(rows * item // pieces, rows * (item + 1) // pieces):
             at = r * columns
             s = row_exp(x, at, columns, row_max(x, at, columns), temperature, y, at)
             row_times(y, at, columns, 1.0 / s)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, pieces)
-    wait(tickets, 0, workers, pieces)
 
 
 @kernel
@@ -256,12 +248,8 @@ def log_softmax(worker, workers, tickets, rows, columns, pieces, x, y):
     x : (rows, columns), columns >= 1, read
     y : (rows, columns), written; it may be x
     """
-    item = take(tickets, 0, worker, workers, 0, pieces)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, pieces):
         for r in range(rows * item // pieces, rows * (item + 1) // pieces):
             at = r * columns
             m = row_max(x, at, columns)
             row_minus(x, at, columns, m, log_one(y, row_sum(x, at, columns, m)), y, at)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, pieces)
-    wait(tickets, 0, workers, pieces)

@@ -32,7 +32,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import device, kernel
-from ..simd.sync import finish, take, wait
+from ..simd.sync import turns
 from ..simd.vector import (
     accumulate,
     fma,
@@ -225,14 +225,9 @@ def sgd(worker, workers, tickets, count, lr, w, g, decay, momentum, v, ahead):
     momentum, v : scalar and (count,), overwritten, or None
     ahead : momentum once more, or None
     """
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, chunks(count)):
         size = min(CHUNK, count - item * CHUNK)
         sgd_chunk(item * CHUNK, size, lr, w, g, decay, momentum, v, ahead)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
 
 
 @kernel
@@ -243,14 +238,9 @@ def adagrad(worker, workers, tickets, count, lr, outside, inside, w, g, s, decay
     w, g, s : (count,), accumulated, read, accumulated
     decay : scalar or None; with it, g + decay w stands for g
     """
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, chunks(count)):
         size = min(CHUNK, count - item * CHUNK)
         adagrad_chunk(item * CHUNK, size, lr, outside, inside, w, g, s, decay)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
 
 
 @kernel
@@ -260,14 +250,9 @@ def adadelta(worker, workers, tickets, count, lr, rho, one_rho, eps, w, g, s, u,
     w, g, s, u : (count,), accumulated, read, overwritten, overwritten
     decay : scalar or None; with it, g + decay w stands for g
     """
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, chunks(count)):
         size = min(CHUNK, count - item * CHUNK)
         adadelta_chunk(item * CHUNK, size, lr, rho, one_rho, eps, w, g, s, u, decay)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
 
 
 @kernel
@@ -280,14 +265,9 @@ def rmsprop(worker, workers, tickets, count, lr, alpha, one_alpha, outside, insi
     m : (count,), overwritten, or None
     momentum, v : scalar and (count,), overwritten, or None; v = momentum v + g / root, w -= lr v
     """
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, chunks(count)):
         size = min(CHUNK, count - item * CHUNK)
         rmsprop_chunk(item * CHUNK, size, lr, alpha, one_alpha, outside, inside, w, g, s, decay, m, momentum, v)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
 
 
 @kernel
@@ -298,38 +278,23 @@ def adam(worker, workers, tickets, count, step, one_beta1, beta2, one_beta2, roo
     decay : scalar or None; with it, g + decay w stands for g
     shrink : scalar or None; with it, w -= shrink w before the step (AdamW)
     """
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, chunks(count)):
         size = min(CHUNK, count - item * CHUNK)
         adam_chunk(item * CHUNK, size, step, one_beta1, beta2, one_beta2, root, eps, w, g, m, s, decay, shrink)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
 
 
 @kernel
 def scale(worker, workers, tickets, count, factor, g):
     """g *= factor;  g : (count,), overwritten"""
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, chunks(count)):
         row_times(g, item * CHUNK, min(CHUNK, count - item * CHUNK), factor)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
 
 
 @kernel
 def clip(worker, workers, tickets, count, limit, g):
     """g = min(max(g, -limit), limit), NaN stays NaN;  g : (count,), overwritten"""
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, chunks(count)):
         clip_chunk(item * CHUNK, min(CHUNK, count - item * CHUNK), limit, g)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
 
 
 @kernel
@@ -339,13 +304,8 @@ def squares(worker, workers, tickets, count, g, sums):
     g : (count,), read
     sums : (1 + chunks,) float64, written: the whole sum, then that of each chunk
     """
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, chunks(count)):
         sums[1 + item] = squares_chunk(item * CHUNK, min(CHUNK, count - item * CHUNK), g)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
     if worker == 0:
         add_up(sums)
 
@@ -357,13 +317,8 @@ def squared_error(worker, workers, tickets, count, factor, y, target, dy, sums):
     y, target, dy : (count,), read, read, written
     sums : (1 + chunks,) float64, written: the whole sum, then that of each chunk
     """
-    items = chunks(count)
-    item = take(tickets, 0, worker, workers, 0, items)
-    while item >= 0:
+    for _, item in turns(tickets, 0, worker, workers, 1, chunks(count)):
         sums[1 + item] = error_chunk(item * CHUNK, min(CHUNK, count - item * CHUNK), factor, y, target, dy)
-        finish(tickets, 0, workers)
-        item = take(tickets, 0, worker, workers, 0, items)
-    wait(tickets, 0, workers, items)
     if worker == 0:
         add_up(sums)
 

@@ -213,5 +213,5 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray:
     if given.shape != (batch,):
         raise ValueError(f"lengths has shape {given.shape}, expected (B,) with B={batch}")
     if batch and (given.min() < 0 or given.max() > steps):
-        raise ValueError(f"lengths holds {given.min()} to {given.max()}, expected 0 <= lengths <= T={steps}")
+        raise ValueError(f"lengths holds {given.min()} to {given.max()}, expected 0 <= length <= T={steps}")
     return given.astype(np.int64)

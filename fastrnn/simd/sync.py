@@ -10,24 +10,21 @@ Each worker takes its own share of the items first, in every step the same, so t
 stay in its cache, and then what is left of the others' shares.
 
 One phase of a kernel uses (1 + workers) cache lines of `tickets`: how many items are finished, then for each worker
-how many of its share are taken. Both only ever grow, so that nothing has to be reset between steps.
+how many of its share are taken. Both only ever grow, so that nothing has to be reset between steps. The functions below
+know the tickets by their address.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
-from .._jit import device
+from .._jit import device, part
 
 LINE = 8  # int64 values in a cache line: counters of different workers never share one
 SPINS = 64  # pauses before the processor is given away; about 2 us
-
-_I64_ARRAY = types.Array(types.int64, 1, "C")
 
 
 def new_tickets(phases: int, workers: int) -> np.ndarray:
@@ -35,31 +32,47 @@ def new_tickets(phases: int, workers: int) -> np.ndarray:
     return np.zeros(phases * (1 + workers) * LINE, np.int64)
 
 
-def _counter(context: Any, builder: ir.IRBuilder, array: ir.Value, index: ir.Value) -> ir.Value:
-    data = cgutils.create_struct_proxy(_I64_ARRAY)(context, builder, array).data
+def _address(typingctx, tickets):
+    def codegen(context, builder, signature, args):
+        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0]).data
+        return builder.ptrtoint(data, context.get_value_type(types.int64))
+
+    return types.int64(tickets), codegen
+
+
+def _counter(builder: ir.IRBuilder, address: ir.Value, index: ir.Value) -> ir.Value:
+    data = builder.inttoptr(address, ir.IntType(64).as_pointer())
     return builder.gep(data, [index])
 
 
 def _load(typingctx, tickets, index):
     def codegen(context, builder, signature, args):
-        return builder.load_atomic(_counter(context, builder, *args), "acquire", 8)
+        return builder.load_atomic(_counter(builder, *args), "acquire", 8)
 
-    return types.int64(tickets, types.int64), codegen
+    return types.int64(types.int64, types.int64), codegen
+
+
+def _put(typingctx, tickets, index, value):
+    def codegen(context, builder, signature, args):
+        builder.store(args[2], _counter(builder, *args[:2]))
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.int64), codegen
 
 
 def _add(typingctx, tickets, index, value):
     def codegen(context, builder, signature, args):
-        return builder.atomic_rmw("add", _counter(context, builder, *args[:2]), args[2], "acq_rel")
+        return builder.atomic_rmw("add", _counter(builder, *args[:2]), args[2], "acq_rel")
 
-    return types.int64(tickets, types.int64, types.int64), codegen
+    return types.int64(types.int64, types.int64, types.int64), codegen
 
 
 def _swap(typingctx, tickets, index, old, new):
     def codegen(context, builder, signature, args):
-        pair = builder.cmpxchg(_counter(context, builder, *args[:2]), *args[2:], "acq_rel", "acquire")
+        pair = builder.cmpxchg(_counter(builder, *args[:2]), *args[2:], "acq_rel", "acquire")
         return builder.extract_value(pair, 0)
 
-    return types.int64(tickets, types.int64, types.int64, types.int64), codegen
+    return types.int64(types.int64, types.int64, types.int64, types.int64), codegen
 
 
 def _relax(typingctx, give_away):
@@ -71,6 +84,10 @@ def _relax(typingctx, give_away):
         return context.get_dummy_value()
 
     return types.none(types.int64), codegen
+
+
+def _twin_put(tickets, index, value):
+    tickets[index] = value
 
 
 def _twin_add(tickets, index, value):
@@ -86,10 +103,12 @@ def _twin_swap(tickets, index, old, new):
 
 
 if config.DISABLE_JIT:
-    atomic_load, atomic_add, compare_swap = (lambda a, i: a[i]), _twin_add, _twin_swap
+    address, atomic_load = (lambda tickets: tickets), (lambda tickets, index: tickets[index])
+    put, atomic_add, compare_swap = _twin_put, _twin_add, _twin_swap
     pause = give_way = lambda: None
 else:
-    atomic_load, atomic_add, compare_swap = intrinsic(_load), intrinsic(_add), intrinsic(_swap)
+    address = intrinsic(_address)
+    atomic_load, put, atomic_add, compare_swap = intrinsic(_load), intrinsic(_put), intrinsic(_add), intrinsic(_swap)
     relax = intrinsic(_relax)
     pause = device(lambda: relax(0))
     give_way = types.ExternalFunction("sched_yield", types.int32())
@@ -109,7 +128,7 @@ def take(tickets, phase, worker, workers, step, items):
         taken = atomic_load(tickets, at)
         while taken < (step + 1) * share:
             if workers == 1:
-                tickets[at] = taken + 1
+                put(tickets, at, taken + 1)
                 return first + taken - step * share
             seen = compare_swap(tickets, at, taken, taken + 1)
             if seen == taken:
@@ -123,7 +142,7 @@ def finish(tickets, phase, workers):
     """Counts an item as finished; what it wrote is visible to everybody who sees the count."""
     at = phase * (1 + workers) * LINE
     if workers == 1:
-        tickets[at] += 1
+        put(tickets, at, atomic_load(tickets, at) + 1)
     else:
         atomic_add(tickets, at, 1)
 
@@ -141,11 +160,17 @@ def wait(tickets, phase, workers, count):
             give_way()
 
 
-@device
+@part
 def turns(tickets, phase, worker, workers, rounds, items):
     """Yields every (round, item) that this worker takes, `items` in each of `rounds`, and counts it as finished when
     the next is asked for. It ends when all items of all rounds are finished, whoever took them.
     """
+    return _turns(address(tickets), phase, worker, workers, rounds, items)
+
+
+# Of numbers alone: compiled code never gives back the references to arrays that a generator takes.
+@device
+def _turns(tickets, phase, worker, workers, rounds, items):
     for r in range(rounds):
         wait(tickets, phase, workers, r * items)
         item = take(tickets, phase, worker, workers, r, items)

@@ -492,7 +492,9 @@ def _stack(typingctx: Any, a: types.Type, vectors: types.Type) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         dtype = np.dtype(str(a.dtype))
         n = vectors.literal_value * VECTOR_BYTES // dtype.itemsize
-        data = cgutils.alloca_once(builder, ir.ArrayType(_FLOATS[dtype], n))
+        # Not Numba's alloca_once: it fills with zeros, and LLVM takes seconds to see through such a store.
+        with builder.goto_entry_block():
+            data = builder.alloca(ir.ArrayType(_FLOATS[dtype], n))
         data.align = VECTOR_BYTES
         made = make_array(array)(context, builder)
         size = ir.Constant(I64, dtype.itemsize)
