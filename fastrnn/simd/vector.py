@@ -273,6 +273,44 @@ def widen(x: Any) -> Any:
     return x.astype(np.float64)
 
 
+def least(a: Any, b: Any) -> Any:
+    """The smaller of two indices."""
+    if isinstance(a, Index) or isinstance(b, Index):
+        builder = (a if isinstance(a, Index) else b).builder
+        x, y = _index(a), _index(b)
+        return Index(builder, builder.select(builder.icmp_signed("<", x, y), x, y))
+    return min(a, b)
+
+
+def greatest(a: Any, b: Any) -> Any:
+    """The larger of two indices."""
+    if isinstance(a, Index) or isinstance(b, Index):
+        builder = (a if isinstance(a, Index) else b).builder
+        x, y = _index(a), _index(b)
+        return Index(builder, builder.select(builder.icmp_signed("<", x, y), y, x))
+    return max(a, b)
+
+
+def interleave(x: Any, y: Any) -> tuple[Any, Any]:
+    """x0 y0 x1 y1 ... in two vectors."""
+    if isinstance(x, Vector):
+        n = x.lanes
+        both = [lane for k in range(n) for lane in (k, n + k)]
+        picks = [ir.Constant(ir.VectorType(I32, n), both[:n]), ir.Constant(ir.VectorType(I32, n), both[n:])]
+        low, high = (Vector(x.builder, x.builder.shuffle_vector(x.value, y.value, p), x.dtype) for p in picks)
+        return low, high
+    both = np.stack([x, y], axis=1).reshape(-1)
+    return both[: len(x)], both[len(x) :]
+
+
+def transpose(vectors: list[Any]) -> list[Any]:
+    """As many vectors as they have lanes, as the rows of a matrix: its columns. One round for each bit of the index."""
+    half = len(vectors) // 2
+    for _ in range(half.bit_length()):
+        vectors = [v for k in range(half) for v in interleave(vectors[k], vectors[k + half])]
+    return vectors
+
+
 def absolute(x: Any) -> Any:
     """|x|"""
     return x.call("fabs") if isinstance(x, Vector) else np.abs(x)
