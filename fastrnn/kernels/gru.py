@@ -120,10 +120,10 @@ def cell_open_backward(a, a_off, ds, ds_off, h0, h0_off, dh0, dh0_off, count):
 
 
 @pointwise
-def add_sums(acc, a, a_off):
-    """acc (4W), accumulated: the gradients of n r z v, read, for the biases."""
+def add_sums(acc, a, a_off, wnt):
+    """acc (4W), accumulated: the gradients of n r z v, read, for the biases; before (wnt is not None) there is no v."""
     w = lanes(acc)
-    for k in range(4):
+    for k in range(TAPE if wnt is None else GATES):
         store(acc, k * w, load(acc, k * w) + load(a, a_off + k * block(a)))
 
 
@@ -356,7 +356,7 @@ def gru_backward(
                 acc[k] = 0
             for n in range(total):
                 a_at = tape_at(gates, panel, total, n)
-                add_sums(acc, gates, a_at)
+                add_sums(acc, gates, a_at, wnt)
                 if flags & INDEXED:
                     for g in range(GATES):  # r z n from n r z
                         to, source = (ids[n] * GATES + g) * h_size + unit, a_at + (g + 1) % GATES * block_of(gates)
