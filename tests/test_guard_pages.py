@@ -7,6 +7,7 @@ What is left of the pages beside an array is filled with NaN, and has to stay so
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import mmap
 import os
@@ -315,6 +316,7 @@ def results_of(dtype, sizes):
     results = []
     for size, workers in sizes:
         fr.set_num_threads(workers)
+        gc.collect()  # pages that only cycles refer to: a process may have so many mappings and no more
         results += [task(size, dtype) for task in (recurrent, model, losses, rows, products)]
     return results
 

@@ -164,10 +164,12 @@ def test_hundred_steps_of_adam():
     V, E, H = (61, 24, 80) if JIT else (9, 5, 10)
     T, B = (25, 16) if JIT else (4, 3)
     model = fr.Sequential(fr.Embedding(V, E, seed=1), fr.LSTM(E, H, num_layers=2, seed=2), fr.Linear(H, V, seed=3))
+    torch.manual_seed(4)
     peer = torch.nn.Sequential(torch.nn.Embedding(V, E), torch.nn.LSTM(E, H, num_layers=2), torch.nn.Linear(H, V))
     assert list(model.state_dict()) == list(peer.state_dict())
     model.load_state_dict(peer.state_dict())
-    adam, peer_adam = fr.Adam(model, lr=2e-3), torch.optim.Adam(peer.parameters(), lr=2e-3)
+    lr = 2e-3 if JIT else 1e-2  # a tiny model learns a little of it in as many steps
+    adam, peer_adam = fr.Adam(model, lr=lr), torch.optim.Adam(peer.parameters(), lr=lr)
 
     rng = np.random.default_rng(6)
     words = rng.integers(0, V, (7, 5))  # a text of few words, so that there is something to learn
@@ -192,7 +194,7 @@ def test_hundred_steps_of_adam():
         peer_losses.append(peer_loss.item())
 
     assert np.abs(np.subtract(losses, peer_losses)).max() <= 1e-3
-    assert losses[-1] < losses[0] - (0.5 if JIT else 0)
+    assert np.mean(losses[-20:]) < np.mean(losses[:20]) - (0.5 if JIT else 0)
 
 
 OPTIMIZERS = {
