@@ -20,7 +20,7 @@ SIZES = [
     {"T": 1, "B": 2, "I": 3, "H": 5},
     {"T": 20, "B": 13, "I": 37, "H": 100} if JIT else {"T": 4, "B": 3, "I": 7, "H": 18},
 ]
-STEPS = 100 if JIT else 10
+STEPS = 100 if JIT else 60
 
 
 def to_numpy(tensor):
