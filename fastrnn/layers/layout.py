@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import buffers
+
 NONE = np.empty(0, np.int64)
 
 
@@ -56,13 +58,15 @@ class Layout(NamedTuple):
     def pack(self, a: np.ndarray) -> np.ndarray:
         """(T, B, ...) -> (total, ...)"""
         a = a.reshape(self.steps * self.batch, *a.shape[2:])
-        return a if self.flat is None else a[self.flat]
+        return a if self.flat is None else take(a, self.flat)
 
     def unpack(self, a: np.ndarray) -> np.ndarray:
         """(total, ...) -> (T, B, ...), zeros past the ends."""
         if self.flat is not None:
-            out = np.zeros((self.steps * self.batch, *a.shape[1:]), a.dtype)
-            out[self.flat] = a
+            out = buffers.empty((self.steps * self.batch, *a.shape[1:]), a.dtype)
+            past = np.ones(len(out), bool)
+            past[self.flat] = False
+            out[past], out[self.flat] = 0, a
             a = out
         return a.reshape(self.steps, self.batch, *a.shape[1:])
 
@@ -77,6 +81,12 @@ class Layout(NamedTuple):
         out = np.empty_like(state)
         out[:, self.order] = state
         return out
+
+
+def take(a: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """a[rows], in memory that is used again: with fresh pages it took twice as long."""
+    out = buffers.empty((len(rows), *a.shape[1:]), a.dtype)
+    return np.take(a, rows, axis=0, out=out, mode="clip")  # with "raise" it would go through a copy
 
 
 @lru_cache(maxsize=64)

@@ -27,7 +27,7 @@ from .layer import (
     check_size,
     check_tape,
 )
-from .layout import Direction, Layout, ragged, uniform
+from .layout import Direction, Layout, ragged, take, uniform
 from .products import add_gradient, multiply, pack
 from .store import Store
 
@@ -203,7 +203,8 @@ class Recurrent(Layer):
                     own, column, xd, idsd = h, d * H, x, ids
                 else:  # each row turned within its own length
                     own, column = buffers.empty((where.slots, H), self.dtype), 0
-                    xd, idsd = None if x is None else x[where.turned], ids[where.turned] if x is None else ids
+                    xd = None if x is None else take(x, where.turned)
+                    idsd = ids if x is not None else ids[where.turned]
                 own[where.start, column : column + H] = 0 if start is None else start[0]
                 flat = own.reshape(-1)[column:]
                 run = Run(name, where, layout.total, xd, idsd, embedding, flat, own.shape[1], training)
