@@ -28,6 +28,10 @@ CELLS = {
     "lstm": ("LSTM", {}),
     "lstm_peephole": ("LSTM", {"peephole": "diagonal"}),
     "lstm_peephole_full": ("LSTM", {"peephole": "full"}),
+    "lstm_clip": ("LSTM", {"peephole": "diagonal", "clip": 0.6}),
+    "lstm_activations": ("LSTM", {"activations": ("hardsigmoid", "sigmoid", "relu")}),
+    "lstm_coupled": ("LSTM", {"peephole": "diagonal", "coupled": True}),
+    "lstm_projected": ("LSTM", {"proj_size": 3}),
     "gru": ("GRU", {}),
     "gru_before": ("GRU", {"reset": "before"}),
 }

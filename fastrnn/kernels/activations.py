@@ -23,6 +23,7 @@ from typing import Any
 from ..simd.vector import (
     absolute,
     copysign,
+    every,
     exp2_integer,
     fma,
     load,
@@ -128,6 +129,17 @@ def identity(x: Any) -> Any:
     return x
 
 
+def hardsigmoid(x: Any) -> Any:
+    """0.2 x + 0.5 between 0 and 1: Keras' first one, and ONNX's with its default constants."""
+    return minimum(maximum(fma(x, 0.2, 0.5), 0.0), 1.0)
+
+
+def softsign(x: Any) -> Any:
+    """x / (1 + |x|)"""
+    a = minimum(absolute(x), 1e30)  # infinity gives 1, as every number past 1e30 does
+    return copysign(a / (1.0 + a), x)
+
+
 def dsigmoid(y: Any) -> Any:
     """The derivative of sigmoid, from its output."""
     return y * (1.0 - y)
@@ -141,6 +153,33 @@ def dtanh(y: Any) -> Any:
 def drelu(y: Any) -> Any:
     """The derivative of relu, from its output; 0 at 0, as in PyTorch."""
     return select(y > 0.0, y * 0.0 + 1.0, y * 0.0)
+
+
+def dhardsigmoid(y: Any) -> Any:
+    """The derivative of hardsigmoid, from its output; 0 at 0 and 1, as in PyTorch."""
+    return select(y > 0.0, select(y < 1.0, y * 0.0 + 0.2, y * 0.0), y * 0.0)
+
+
+def dsoftsign(y: Any) -> Any:
+    """The derivative of softsign, from its output."""
+    left = 1.0 - absolute(y)
+    return left * left
+
+
+def didentity(y: Any) -> Any:
+    """1"""
+    return every(1.0, y)
+
+
+# What a caller may choose from: each with its derivative, from its output.
+ACTIVATIONS = {
+    "tanh": (tanh, dtanh),
+    "sigmoid": (sigmoid, dsigmoid),
+    "relu": (relu, drelu),
+    "hardsigmoid": (hardsigmoid, dhardsigmoid),
+    "softsign": (softsign, dsoftsign),
+    "identity": (identity, didentity),
+}
 
 
 @pointwise

@@ -1,4 +1,4 @@
-"""The LSTM, with and without diagonal peepholes.
+"""The LSTM, with and without peepholes, and what else its callers may choose.
 
     i = sigmoid(U_i x + W_i h' + b_i + p_i c')        h', c': the previous step's
     f = sigmoid(U_f x + W_f h' + b_f + p_f c')
@@ -9,17 +9,26 @@
 
 (Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000; peepholes as in Graves 2013, eq. 7 to 11.)
 With full peepholes, which are not standard, p is a matrix and p c a product: o then needs every c of the step, and a
-step has two phases, c and h.
+step has two phases, c and h. The options, each of which another text of these kernels is compiled for:
+
+    form        other functions for sigmoid, tanh and the tanh of c; and a limit within which every argument of the
+                former two and every c is clamped. Where one was clamped no gradient comes through.
+    coupled     f = 1 - i: three gates, i g o, and two peepholes, i o (Greff et al. 2017, CIFG)
+    projection  h = W_hr m, m = o tanh(c): h has O numbers, fewer than H (Sak, Senior and Beaufays 2014). A step has one
+                more phase, as h needs every m of it; backward too, as m's gradient needs all of h's.
 
 A panel is W hidden units with all their gates, W the lanes of a vector. One tile gives every gate of a panel for up to
 ROWS rows, and the gate arithmetic follows while they are in L1. A tape keeps gates in blocks of 64 bytes of units, of
-one or more panels: N = ceil(H / block) blocks, P panels.
+one or more panels: N = ceil(H / block) blocks, P panels. G gates, 4 or 3; h has O numbers, which are H but for a
+projection.
 
-    packed weights   P x 4 (1 + I + H) W      a panel after the other: b (4W), U (I x 4W), W (H x 4W)
-    peepholes        P x 3 W                  a panel after the other: p_i, p_f, p_o
-    full peepholes   P x 3 H W                a panel after the other: p_i and p_f (H x 2W), p_o (H x W)
-    tape             T B 4 N block  gates, (T + 1) B H  cells, (T + 1) B H  states (the output is a view of them)
-    backward         writes dZ over the gates;  B H  for dc
+    packed weights   P x G (1 + I + O) W      a panel after the other: b (GW), U (I x GW), W (O x GW)
+    peepholes        P x (G - 1) W            a panel after the other: p_i, p_f, p_o
+    full peepholes   P x (G - 1) H W          a panel after the other: p_i and p_f (H x (G - 2)W), p_o (H x W)
+    projection       O H                      W_hr in panels of 4 vectors of h, and for backward of m
+    tape             T B 4 N block  gates, (T + 1) B H  cells, (T + 1) B O  states (the output is a view of them),
+                     with a projection T B H  for m
+    backward         writes dZ over the gates;  B H  for dc, with a projection T B O  for dh
 
 What a row's numbers are depends on that row alone: each pre-activation is one chain of multiply-adds from the bias, x
 before h, ascending.
@@ -30,8 +39,22 @@ import numpy as np
 from .._jit import SMALL, device, kernel, part
 from ..simd.sync import turns
 from ..simd.target import COLS
-from ..simd.vector import block, block_of, fma, lanes, lanes_of, load, pointwise, stack, store
-from .activations import dsigmoid, dtanh, sigmoid, tanh
+from ..simd.vector import (
+    block,
+    block_of,
+    every,
+    fma,
+    lanes,
+    lanes_of,
+    load,
+    maximum,
+    minimum,
+    pointwise,
+    select,
+    stack,
+    store,
+)
+from .activations import ACTIVATIONS
 from .panels import (
     CHUNK,
     TAPE,
@@ -54,17 +77,91 @@ from .panels import (
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
 
 GATES = TAPE
-SUMS = GATES + 3  # vectors of sums: four biases, three peepholes
+SUMS = GATES + 3  # vectors of sums: the biases, then the peepholes
 DOUBLE = 2 * WORK  # working memory of backward: dh, and dc with full peepholes
+
+
+# ---------------------------------------------------------------------------------------------------
+# The choice of functions and the limit
+# ---------------------------------------------------------------------------------------------------
+
+USUAL = ("sigmoid", "tanh", "tanh")  # of the gates i f o, of the candidate g, of c
+OF_GATES, OF_CANDIDATE, OF_CELL = 0, 1, 2
+
+
+def form_of(limit, names):
+    """A choice as kernels take it: None for the plain LSTM, else the limit or None, and three tuples of Nones whose
+    lengths say which functions. Lengths and None are known when a kernel is compiled: it holds what was chosen alone.
+    """
+    if limit is None and tuple(names) == USUAL:
+        return None
+    return limit, *((None,) * list(ACTIVATIONS).index(name) for name in names)
+
+
+def function(form, which):
+    """A function and its derivative, from its output."""
+    return list(ACTIVATIONS.values())[len(form[1 + which])] if form else ACTIVATIONS[USUAL[which]]
+
+
+def limited(x, form):
+    """x, within the limit if there is one."""
+    return minimum(maximum(x, -form[0]), form[0]) if form and form[0] is not None else x
+
+
+def squash(x, form, which=OF_GATES):
+    """A gate from its pre-activation."""
+    return function(form, which)[0](limited(x, form))
+
+
+def unless(d, y, low, high):
+    """d, and 0 where y is at its ends."""
+    return select(y >= high, every(0.0, d), select(y <= low, every(0.0, d), d))
+
+
+def slope(y, form, which=OF_GATES):
+    """The derivative by its pre-activation of a gate y. What was clamped is what the limits give, bit for bit."""
+    f, df = function(form, which)
+    if not form or form[0] is None:
+        return df(y)
+    return unless(df(y), y, f(every(-form[0], y)), f(every(form[0], y)))
 
 
 # ---------------------------------------------------------------------------------------------------
 # One row of one panel
 # ---------------------------------------------------------------------------------------------------
+#
+# Everywhere below
+#     form : what form_of gave
+#     coupled : None, or anything else for coupled gates, which have no f among what is written or read
+
+
+def gates_for(coupled):
+    """How many gates have weights."""
+    return GATES if coupled is None else GATES - 1
+
+
+def opened(z_i, z_f, z_g, cp, form):
+    """i, f, g and c; z_f a list, empty with coupled gates."""
+    i, g = squash(z_i, form), squash(z_g, form, OF_CANDIDATE)
+    f = squash(z_f[0], form) if z_f else 1.0 - i
+    return i, f, g, limited(fma(f, cp, i * g), form)
+
+
+def opened_backward(dcn, i, f, g, cp, form):
+    """From dc, unless c was clamped, that of c' and the gradients of i, f (a list) and g's pre-activations."""
+    dz_g = dcn * i * slope(g, form, OF_CANDIDATE)  # c = f c' + i g
+    if not f:
+        return dcn * (1.0 - i), (dcn * (g - cp) * slope(i, form), dz_g)
+    return dcn * f[0], (dcn * g * slope(i, form), dcn * cp * slope(f[0], form), dz_g)
+
+
+def unless_clamped(dcn, c, form):
+    """dc, and 0 where c is at its limit."""
+    return unless(dcn, c, -form[0], form[0]) if form and form[0] is not None else dcn
 
 
 @pointwise
-def cell(z, z_off, c0, c0_off, c, c_off, h, h_off, count, p, p_off, gates=None, g_off=0):
+def cell(z, z_off, c0, c0_off, c, c_off, h, h_off, count, p, p_off, form, coupled, gates=None, g_off=0):
     """z (4W): pre-activations, read. c' read; c, h written (count of W).
 
     p : peepholes (3W), i f o, read, or None
@@ -72,92 +169,99 @@ def cell(z, z_off, c0, c0_off, c, c_off, h, h_off, count, p, p_off, gates=None, 
     """
     w = lanes(z)
     cp = load(c0, c0_off, count)
-    z_i, z_f, z_g, z_o = (load(z, z_off + k * w) for k in range(4))
+    z_i, *z_f, z_g, z_o = (load(z, z_off + k * w) for k in range(gates_for(coupled)))
     if p is not None:
-        z_i, z_f = fma(load(p, p_off), cp, z_i), fma(load(p, p_off + w), cp, z_f)
-    i, f, g = sigmoid(z_i), sigmoid(z_f), tanh(z_g)
-    cn = fma(f, cp, i * g)
+        p_i, *p_f, p_o = (load(p, p_off + k * w) for k in range(gates_for(coupled) - 1))
+        z_i, z_f = fma(p_i, cp, z_i), [fma(p_f[0], cp, z_f[0])] if z_f else []
+    i, f, g, cn = opened(z_i, z_f, z_g, cp, form)
     if p is not None:
-        z_o = fma(load(p, p_off + 2 * w), cn, z_o)
-    o = sigmoid(z_o)
+        z_o = fma(p_o, cn, z_o)
+    o = squash(z_o, form)
     store(c, c_off, cn, count)
-    store(h, h_off, o * tanh(cn), count)
+    store(h, h_off, o * function(form, OF_CELL)[0](cn), count)
     if gates is not None:
-        for k, gate in enumerate((i, f, g, o)):
+        for k, gate in enumerate((i, f, g, o) if z_f else (i, g, o)):
             store(gates, g_off + k * block(gates), gate)
 
 
 @pointwise
-def cell_backward(z, z_off, dh, dh_off, c0, c0_off, c, c_off, dc, dc_off, count, p, p_off):
+def cell_backward(z, z_off, dh, dh_off, c0, c0_off, c, c_off, dc, dc_off, count, p, p_off, form, coupled):
     """z : i f g o, read, overwritten by dZ. dh (W), c', c read. dc: that of c read, that of c' written (count of W).
 
     p : peepholes (3W), i f o, read, or None
     """
     w, unit = lanes(z), block(z)
-    i, f, g, o = (load(z, z_off + k * unit) for k in range(4))
-    cp, tc, d = load(c0, c0_off, count), tanh(load(c, c_off, count)), load(dh, dh_off)
-    dz_o = d * tc * dsigmoid(o)  # h = o tanh(c)
-    dcn = fma(d * o, dtanh(tc), load(dc, dc_off, count))
+    i, *f, g, o = (load(z, z_off + k * unit) for k in range(gates_for(coupled)))
+    sigma, dsigma = function(form, OF_CELL)
+    cp, cn, d = load(c0, c0_off, count), load(c, c_off, count), load(dh, dh_off)
+    tc = sigma(cn)
+    dz_o = d * tc * slope(o, form)  # h = o tanh(c)
+    dcn = fma(d * o, dsigma(tc), load(dc, dc_off, count))
     if p is not None:
-        dcn = fma(dz_o, load(p, p_off + 2 * w), dcn)  # o sees c
-    dz_i, dz_f, dz_g = dcn * g * dsigmoid(i), dcn * cp * dsigmoid(f), dcn * i * dtanh(g)  # c = f c' + i g
-    dcp = dcn * f
+        p_i, *p_f, p_o = (load(p, p_off + k * w) for k in range(gates_for(coupled) - 1))
+        dcn = fma(dz_o, p_o, dcn)  # o sees c
+    dcp, dz = opened_backward(unless_clamped(dcn, cn, form), i, f, g, cp, form)
     if p is not None:
-        dcp = fma(dz_i, load(p, p_off), fma(dz_f, load(p, p_off + w), dcp))  # i and f see c'
+        if f:
+            dcp = fma(dz[1], p_f[0], dcp)
+        dcp = fma(dz[0], p_i, dcp)  # i and f see c'
     store(dc, dc_off, dcp, count)
-    for k, dz in enumerate((dz_i, dz_f, dz_g, dz_o)):
-        store(z, z_off + k * unit, dz)
+    for k, d in enumerate((*dz, dz_o)):
+        store(z, z_off + k * unit, d)
 
 
 @pointwise
-def cell_open(z, z_off, c0, c0_off, c, c_off, gates, g_off, count):
+def cell_open(z, z_off, c0, c0_off, c, c_off, gates, g_off, count, form, coupled):
     """`cell` as far as c, for full peepholes, whose products are in z; z_o is left where o belongs."""
     w = lanes(z)
-    z_i, z_f, z_g, z_o = (load(z, z_off + k * w) for k in range(4))
-    i, f, g = sigmoid(z_i), sigmoid(z_f), tanh(z_g)
-    store(c, c_off, fma(f, load(c0, c0_off, count), i * g), count)
-    for k, gate in enumerate((i, f, g, z_o)):
+    z_i, *z_f, z_g, z_o = (load(z, z_off + k * w) for k in range(gates_for(coupled)))
+    i, f, g, cn = opened(z_i, z_f, z_g, load(c0, c0_off, count), form)
+    store(c, c_off, cn, count)
+    for k, gate in enumerate((i, f, g, z_o) if z_f else (i, g, z_o)):
         store(gates, g_off + k * block(gates), gate)
 
 
 @pointwise
-def cell_close(z, z_off, c, c_off, h, h_off, gates, g_off, count):
+def cell_close(z, z_off, c, c_off, h, h_off, gates, g_off, count, form):
     """The rest: z (W), the whole of z_o, read; o and h written."""
-    o = sigmoid(load(z, z_off))
+    o = squash(load(z, z_off), form)
     store(gates, g_off, o)
-    store(h, h_off, o * tanh(load(c, c_off, count)), count)
+    store(h, h_off, o * function(form, OF_CELL)[0](load(c, c_off, count)), count)
 
 
 @pointwise
-def cell_close_backward(z, z_off, dh, dh_off, c, c_off, dc, dc_off, count):
+def cell_close_backward(z, z_off, dh, dh_off, c, c_off, dc, dc_off, count, form, coupled):
     """z : o, read, overwritten by dz_o. dh (W), c read; dc accumulated: what comes through h."""
-    unit = block(z)
-    o, d, tc = load(z, z_off + 3 * unit), load(dh, dh_off), tanh(load(c, c_off, count))
-    store(z, z_off + 3 * unit, d * tc * dsigmoid(o))
-    store(dc, dc_off, fma(d * o, dtanh(tc), load(dc, dc_off, count)), count)
+    sigma, dsigma = function(form, OF_CELL)
+    o_off = z_off + (gates_for(coupled) - 1) * block(z)
+    o, d, tc = load(z, o_off), load(dh, dh_off), sigma(load(c, c_off, count))
+    store(z, o_off, d * tc * slope(o, form))
+    store(dc, dc_off, fma(d * o, dsigma(tc), load(dc, dc_off, count)), count)
 
 
 @pointwise
-def cell_open_backward(z, z_off, c0, c0_off, dc, dc_off, count):
-    """z : i f g, read, overwritten by dZ. c' read. dc: the whole of c's read, what f carries to c' written."""
+def cell_open_backward(z, z_off, c0, c0_off, c, c_off, dc, dc_off, count, form, coupled):
+    """z : i f g, read, overwritten by dZ. c', c read. dc: the whole of c's read, what f carries to c' written."""
     unit = block(z)
-    i, f, g = (load(z, z_off + k * unit) for k in range(3))
-    dcn = load(dc, dc_off, count)
-    store(dc, dc_off, dcn * f, count)
-    for k, dz in enumerate((dcn * g * dsigmoid(i), dcn * load(c0, c0_off, count) * dsigmoid(f), dcn * i * dtanh(g))):
-        store(z, z_off + k * unit, dz)
+    i, *f, g = (load(z, z_off + k * unit) for k in range(gates_for(coupled) - 1))
+    dcn = unless_clamped(load(dc, dc_off, count), load(c, c_off, count), form)
+    dcp, dz = opened_backward(dcn, i, f, g, load(c0, c0_off, count), form)
+    store(dc, dc_off, dcp, count)
+    for k, d in enumerate(dz):
+        store(z, z_off + k * unit, d)
 
 
 @pointwise
-def add_sums(acc, dz, dz_off, p=None, c0=None, c0_off=0, c=None, c_off=0, count=0):
+def add_sums(acc, dz, dz_off, coupled, p=None, c0=None, c0_off=0, c=None, c_off=0, count=0):
     """acc (7W), accumulated: dZ, read, for the biases; unless p is None, dz_i c', dz_f c', dz_o c for the peepholes."""
     w = lanes(acc)
-    dz_i, dz_f, dz_g, dz_o = (load(dz, dz_off + k * block(dz)) for k in range(4))
-    for k, d in enumerate((dz_i, dz_f, dz_g, dz_o)):
+    each = [load(dz, dz_off + k * block(dz)) for k in range(gates_for(coupled))]
+    for k, d in enumerate(each):
         store(acc, k * w, load(acc, k * w) + d)
     if p is not None:
         cp, cn = load(c0, c0_off, count), load(c, c_off, count)
-        for k, (d, x) in enumerate(((dz_i, cp), (dz_f, cp), (dz_o, cn)), GATES):
+        dz_i, *dz_f, _, dz_o = each
+        for k, (d, x) in enumerate(((dz_i, cp), *((d, cp) for d in dz_f), (dz_o, cn)), GATES):
             store(acc, k * w, fma(d, x, load(acc, k * w)))
 
 
@@ -168,92 +272,183 @@ def add_sums(acc, dz, dz_off, p=None, c0=None, c0_off=0, c=None, c_off=0, count=
 
 @part
 def forward_item(
-    row0, row1, panel, n, before, after, total, i_size, h_size, h_line, flags,
-    x, ids, table, w, peep, full, h0, h, c0, c, gates, z,
+    row0, row1, panel, n, before, after, total, i_size, h_size, o_size, h_line, flags,
+    x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c0, c, gates, z,
 ):  # fmt: skip
+    """to : rows of to_line numbers, from to_row on: h, or what is projected to it, written"""
     lane = lanes_of(w)
-    line = GATES * lane
+    number = GATES if coupled is None else GATES - 1
+    line, w_line = GATES * lane, number * lane
     training = flags & TRAINING
-    at = panel * GATES * (1 + i_size + h_size) * lane
-    u_at = at + line
-    w_at = u_at + i_size * line
+    at = panel * (1 + i_size + o_size) * w_line
+    u_at = at + w_line
+    w_at = u_at + i_size * w_line
     unit = panel * lane
     count = h_size - unit
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
         if flags & INDEXED:
             for r in range(rows):
-                for g in range(GATES):
-                    copy_in(z, r * line + g * lane, table, (ids[n + r0 + r] * GATES + g) * h_size + unit, count)
+                for g in range(number):
+                    copy_in(z, r * line + g * lane, table, (ids[n + r0 + r] * number + g) * h_size + unit, count)
         else:
             for r in range(rows):
-                copy_line(z, r * line, w, at)
-            tiles(z, 0, line, rows, 4, x, (n + r0) * i_size, i_size, i_size, 0, 1, w, u_at, line)
-        tiles(z, 0, line, rows, 4, h0, (before + r0) * h_line, h_line, h_size, 0, 1, w, w_at, line)
+                copy_line(z, r * line, w, at)  # of three gates with a vector that follows them, which nobody looks at
+        h0_at, c0_at = (before + r0) * h_line, (before + r0) * h_size
+        x_at = (n + r0) * i_size
+        if coupled is None:  # with INDEXED i_size is 0
+            tiles(z, 0, line, rows, 4, x, x_at, i_size, i_size, 0, 1, w, u_at, w_line)
+            tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line)
+        else:
+            tiles(z, 0, line, rows, 3, x, x_at, i_size, i_size, 0, 1, w, u_at, w_line)
+            tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line)
         if full is not None:
-            c0_at = (before + r0) * h_size
-            tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, panel * 3 * h_size * lane, 2 * lane)
+            p_at, p_line = panel * (number - 1) * h_size * lane, (number - 2) * lane
+            if coupled is None:
+                tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line)
+            else:
+                tiles(z, 0, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line)
         for r in range(rows):
             z_at = r * line
             c0_at = ((before if training else 0) + r0 + r) * h_size + unit
             c_at = ((after if training else 0) + r0 + r) * h_size + unit
-            h_at = (after + r0 + r) * h_line + unit
+            to_at = (to_row + r0 + r) * to_line + unit
             g_at = tape_at(w, panel, total, n + r0 + r)
+            p_at = unit * (number - 1)
             if full is not None:
-                cell_open(z, z_at, c0, c0_at, c, c_at, gates, g_at, count)
+                cell_open(z, z_at, c0, c0_at, c, c_at, gates, g_at, count, form, coupled)
             elif training:
-                cell(z, z_at, c0, c0_at, c, c_at, h, h_at, count, peep, 3 * unit, gates, g_at)
+                cell(z, z_at, c0, c0_at, c, c_at, to, to_at, count, peep, p_at, form, coupled, gates, g_at)
             else:
-                cell(z, z_at, c0, c0_at, c, c_at, h, h_at, count, peep, 3 * unit)
+                cell(z, z_at, c0, c0_at, c, c_at, to, to_at, count, peep, p_at, form, coupled)
 
 
 @part
-def output_item(row0, row1, panel, n, after, total, h_size, h_line, full, h, c, gates, z):
-    """With full peepholes, when every c of the step is there: the output gate and h."""
+def output_item(
+    row0, row1, panel, n, after, total, h_size, full, form, coupled, to, to_row, to_line, c, gates, z
+):  # fmt: skip
+    """With full peepholes, when every c of the step is there: the output gate and h, or what is projected to it."""
     lane = lanes_of(full)
+    number = GATES if coupled is None else GATES - 1
     unit = panel * lane
-    p_at = (panel * 3 + 2) * h_size * lane
+    o_at = (number - 1) * block_of(z)
+    p_at = (panel * (number - 1) + number - 2) * h_size * lane
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
         for r in range(rows):
-            g_at = tape_at(z, panel, total, n + r0 + r) + 3 * block_of(z)
-            copy_in(z, r * lane, gates, g_at, lane)
+            copy_in(z, r * lane, gates, tape_at(z, panel, total, n + r0 + r) + o_at, lane)
         tiles(z, 0, lane, rows, 1, c, (after + r0) * h_size, h_size, h_size, 0, 1, full, p_at, lane)
         for r in range(rows):
-            g_at = tape_at(z, panel, total, n + r0 + r) + 3 * block_of(z)
-            c_at, h_at = (after + r0 + r) * h_size + unit, (after + r0 + r) * h_line + unit
-            cell_close(z, r * lane, c, c_at, h, h_at, gates, g_at, h_size - unit)
+            g_at = tape_at(z, panel, total, n + r0 + r) + o_at
+            c_at, to_at = (after + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
+            cell_close(z, r * lane, c, c_at, to, to_at, gates, g_at, h_size - unit, form)
+
+
+@part
+def projection_item(row0, row1, q, after, h_size, o_size, h_line, wr, m, m_row, h, z):
+    """When every m of the step is there: COLS vectors of h = W_hr m."""
+    lane = lanes_of(wr)
+    first = q * COLS
+    cols = min(COLS, (o_size + lane - 1) // lane - first)
+    stride = cols * lane
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        for k in range(0, rows * stride, lane):
+            copy_in(z, k, m, 0, 0)
+        m_at = (m_row + r0) * h_size
+        tiles(z, 0, stride, rows, cols, m, m_at, h_size, h_size, 0, 1, wr, first * lane * h_size, stride)
+        for r in range(rows):
+            for k in range(cols):
+                unit = (first + k) * lane
+                copy_out(h, (after + r0 + r) * h_line + unit, z, r * stride + k * lane, o_size - unit)
+
+
+@part
+def arriving(
+    r0, rows, q, vectors, n, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, coupled, z, dh0, dh
+):
+    """dh, written: COLS of `vectors` vectors of the gradient of h, from the step after and from y.
+
+    Its arguments are those of backward_item.
+    """
+    lane = lanes_of(wt)
+    number = GATES if coupled is None else GATES - 1
+    blocks = blocks_for(wt, h_size)
+    z_line = GATES * block_of(wt)
+    seg = number * block_of(wt)
+    first = q * COLS
+    cols = min(COLS, vectors - first)
+    stride = cols * lane
+    going = max(0, min(rows, following - r0))
+    for r in range(rows):  # from the step after a chain that starts from 0, else the final state's gradient
+        for k in range(cols):
+            unit = (first + k) * lane
+            copy_in(dh, r * stride + k * lane, dh0, (r0 + r) * o_size + unit, o_size - unit if r >= going else 0)
+    left = (ahead + r0) * z_line
+    wt_at = first * lane * blocks * seg
+    tiles(dh, 0, stride, going, cols, z, left, z_line, seg, total * z_line, blocks, wt, wt_at, stride)
+    if n >= 0 and flags & DY:
+        for r in range(rows):
+            for k in range(cols):
+                unit = (first + k) * lane
+                add_in(dh, r * stride + k * lane, dy, (n + r0 + r) * d_line + unit, o_size - unit)
+
+
+@part
+def projection_item_backward(
+    row0, row1, q, n, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, coupled, z, dh0, dhs, dh
+):
+    """With a projection: the gradient of h, kept in dhs; before the first step in dh0."""
+    lane = lanes_of(wt)
+    first, vectors = q * COLS, (o_size + lane - 1) // lane
+    cols = min(COLS, vectors - first)
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        arriving(
+            r0, rows, q, vectors, n, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, coupled, z, dh0, dh
+        )
+        for r in range(rows):
+            for k in range(cols):
+                unit, d_at = (first + k) * lane, (r * cols + k) * lane
+                if n < 0:
+                    copy_out(dh0, (r0 + r) * o_size + unit, dh, d_at, o_size - unit)
+                else:
+                    copy_out(dhs, (n + r0 + r) * o_size + unit, dh, d_at, o_size - unit)
 
 
 @part
 def backward_item(
-    row0, row1, q, n, before, after, ahead, following, total, h_size, d_line, flags, dy, wt, peep, full,
-    c, z, dc, dh0, dh,
+    row0, row1, q, n, before, after, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, peep, full, wrt,
+    form, coupled, c, z, dc, dh0, dhs, dh,
 ):  # fmt: skip
     """Step s with its rows at n, before, after as in forward_item; before the first step n is -1.
 
     ahead : n of step s + 1, of whose rows there are `following`
     """
     lane = lanes_of(wt)
+    number = GATES if coupled is None else GATES - 1
     panels, blocks = panels_for(wt, h_size), blocks_for(wt, h_size)
     size = block_of(wt)
-    seg = GATES * size
     first = q * COLS
     cols = min(COLS, panels - first)
     stride = cols * lane
-    wt_at = first * lane * blocks * seg
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
-        going = max(0, min(rows, following - r0))
-        for r in range(rows):  # from the step after a chain that starts from 0, else the final state's gradient
-            for k in range(cols):
-                unit = (first + k) * lane
-                copy_in(dh, r * stride + k * lane, dh0, (r0 + r) * h_size + unit, h_size - unit if r >= going else 0)
-        left = (ahead + r0) * seg
-        tiles(dh, 0, stride, going, cols, z, left, seg, seg, total * seg, blocks, wt, wt_at, stride)
+        if wrt is None:
+            arriving(
+                r0, rows, q, panels, n, ahead, following, total, h_size, o_size, d_line, flags,
+                dy, wt, coupled, z, dh0, dh,
+            )  # fmt: skip
+        elif n >= 0:
+            for k in range(0, rows * stride, lane):
+                copy_in(dh, k, dhs, 0, 0)
+            wrt_at = first * lane * o_size
+            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, stride)
         if full is not None:
-            p_at = first * lane * blocks * 2 * size
-            add_product(dc, r0, first, cols, going, h_size, z, left, 2 * size, total, blocks, full, p_at, dh)
+            going = max(0, min(rows, following - r0))
+            seg = (number - 2) * size
+            left, p_at = (ahead + r0) * GATES * size, first * lane * blocks * seg
+            add_product(dc, r0, first, cols, going, h_size, z, left, seg, total, blocks, full, p_at, dh)
         for k in range(cols):
             unit = (first + k) * lane
             count = h_size - unit
@@ -261,37 +456,41 @@ def backward_item(
                 d_at = r * stride + k * lane
                 state = (r0 + r) * h_size + unit
                 if n < 0:
-                    copy_out(dh0, state, dh, d_at, count)
+                    if wrt is None:
+                        copy_out(dh0, state, dh, d_at, count)
                     continue
-                if flags & DY:
-                    add_in(dh, d_at, dy, (n + r0 + r) * d_line + unit, count)
                 z_at = tape_at(wt, first + k, total, n + r0 + r)
                 c0_at, c_at = (before + r0 + r) * h_size + unit, (after + r0 + r) * h_size + unit
                 if full is not None:
-                    cell_close_backward(z, z_at, dh, d_at, c, c_at, dc, state, count)
+                    cell_close_backward(z, z_at, dh, d_at, c, c_at, dc, state, count, form, coupled)
                 else:
-                    cell_backward(z, z_at, dh, d_at, c, c0_at, c, c_at, dc, state, count, peep, 3 * unit)
+                    p_at = unit * (number - 1)
+                    cell_backward(
+                        z, z_at, dh, d_at, c, c0_at, c, c_at, dc, state, count, peep, p_at, form, coupled
+                    )  # fmt: skip
 
 
 @part
-def open_item_backward(row0, row1, q, n, before, total, h_size, full, c, z, dc, work):
+def open_item_backward(row0, row1, q, n, before, after, total, h_size, full, form, coupled, c, z, dc, work):
     """With full peepholes, when every dz_o of the step is there: the other gates."""
     lane = lanes_of(full)
+    number = GATES if coupled is None else GATES - 1
     panels, blocks = panels_for(full, h_size), blocks_for(full, h_size)
     size = block_of(full)
     first = q * COLS
     cols = min(COLS, panels - first)
-    p_at = (2 * panels + first) * lane * blocks * size
+    p_at = ((number - 2) * panels + first) * lane * blocks * size
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
-        left = (n + r0) * GATES * size + 3 * size
+        left = ((n + r0) * GATES + number - 1) * size
         add_product(dc, r0, first, cols, rows, h_size, z, left, size, total, blocks, full, p_at, work)
         for k in range(cols):
             unit = (first + k) * lane
             for r in range(rows):
                 z_at = tape_at(full, first + k, total, n + r0 + r)
+                c0_at, c_at = (before + r0 + r) * h_size + unit, (after + r0 + r) * h_size + unit
                 cell_open_backward(
-                    z, z_at, c, (before + r0 + r) * h_size + unit, dc, (r0 + r) * h_size + unit, h_size - unit
+                    z, z_at, c, c0_at, c, c_at, dc, (r0 + r) * h_size + unit, h_size - unit, form, coupled
                 )
 
 
@@ -314,17 +513,19 @@ def add_product(dc, r0, first, cols, rows, h_size, z, left, seg, total, blocks, 
 
 
 @part
-def sums_item(panel, n, before, after, rows, total, h_size, flags, ids, peep, z, c, acc, dtable):
+def sums_item(panel, n, before, after, rows, total, h_size, flags, ids, peep, coupled, z, c, acc, dtable):
     """One panel of one step of what is summed over all steps and rows."""
     lane = lanes_of(z)
+    number = GATES if coupled is None else GATES - 1
     unit = panel * lane
     count = h_size - unit
     for r in range(rows):
         z_at = tape_at(z, panel, total, n + r)
-        add_sums(acc, z, z_at, peep, c, (before + r) * h_size + unit, c, (after + r) * h_size + unit, count)
+        c0_at, c_at = (before + r) * h_size + unit, (after + r) * h_size + unit
+        add_sums(acc, z, z_at, coupled, peep, c, c0_at, c, c_at, count)
         if flags & INDEXED:
-            for k in range(GATES):
-                add_out(dtable, (ids[n + r] * GATES + k) * h_size + unit, z, z_at + k * block_of(z), count)
+            for k in range(number):
+                add_out(dtable, (ids[n + r] * number + k) * h_size + unit, z, z_at + k * block_of(z), count)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -334,122 +535,156 @@ def sums_item(panel, n, before, after, rows, total, h_size, flags, ids, peep, z,
 
 @kernel
 def lstm_forward(
-    worker, workers, tickets, steps, total, i_size, h_size, h_line, shift, flags, pieces,
-    at, counts, bounds, x, ids, table, w, peep, full, h, c, gates,
+    worker, workers, tickets, steps, total, i_size, h_size, o_size, h_line, shift, flags, pieces,
+    at, counts, bounds, x, ids, table, w, peep, full, wr, form, coupled, h, c, gates, m,
 ):  # fmt: skip
     """All steps of one direction of one layer. For `at`, `counts`, `bounds`, `shift` and `total` see panels.py.
 
     flags : INDEXED, TRAINING, BY_ROWS
     x : (total, I), read; or, with INDEXED,
-    ids : (total,) int64, read, rows of table : (V, 4H), U x + b for each x, read
+    ids : (total,) int64, read, rows of table : (V, GH), U x + b for each x, read
     w : packed weights, read
     peep : packed diagonal peepholes, read, or None
     full : packed full peepholes, read, or None; only with TRAINING
-    h : rows of h_line numbers, H of them used; those of at[0] read, all others written
+    wr : W_hr packed for products with m, read, or None
+    form : the functions and the limit, see form_of; None for the plain LSTM
+    coupled : None, or anything else for coupled gates
+    h : rows of h_line numbers, O of them used; those of at[0] read, all others written
     c : with TRAINING rows of H, as h; else (B, H), read and overwritten
-    gates : with TRAINING (N, total, 4 blocks), written: i f g o
+    gates : with TRAINING (N, total, 4 blocks), written: i f g o, with coupled gates i g o
+    m : with wr (total, H), without TRAINING (B, H), written
     """
     panels = panels_for(w, h_size)
     z = stack(w, WORK)
-    phases = 1 if full is None else 2
+    phases = (1 if full is None else 2) + (0 if wr is None else 1)
     length, span = (steps * phases, panels) if flags & BY_ROWS else (1, 1)
     rounds = steps * phases // max(1, length)
     for start, item in turns(tickets, 0, worker, workers, rounds, panels // span * pieces):
         first, piece = item // pieces, item % pieces
         for k in range(start * length, start * length + length):
-            s = k // phases
+            s, phase = k // phases, k % phases
             row0, row1 = rows_of(piece, pieces, counts[s], bounds, flags & BY_ROWS)
             n = at[s + 1] - shift
+            if wr is None:
+                to, to_row, to_line = h, at[s + 1], h_line
+            else:
+                to, to_row, to_line = m, n if flags & TRAINING else 0, h_size
             for panel in range(first, first + span):
-                if k % phases == 0:
+                if phase == 0:
                     forward_item(
-                        row0, row1, panel, n, at[s], at[s + 1], total, i_size, h_size, h_line, flags,
-                        x, ids, table, w, peep, full, h, h, c, c, gates, z,
+                        row0, row1, panel, n, at[s], at[s + 1], total, i_size, h_size, o_size, h_line, flags,
+                        x, ids, table, w, peep, full, form, coupled, h, to, to_row, to_line, c, c, gates, z,
                     )  # fmt: skip
-                elif full is not None:
-                    output_item(row0, row1, panel, n, at[s + 1], total, h_size, h_line, full, h, c, gates, z)
+                if full is not None and phase == 1:
+                    output_item(
+                        row0, row1, panel, n, at[s + 1], total, h_size, full, form, coupled,
+                        to, to_row, to_line, c, gates, z,
+                    )  # fmt: skip
+                # h has fewer vectors than there are panels, and some of these have nothing to do.
+                if wr is not None and phase == phases - 1 and panel * COLS * lanes_of(w) < o_size:
+                    projection_item(row0, row1, panel, at[s + 1], h_size, o_size, h_line, wr, m, to_row, h, z)
 
 
 @kernel
 def lstm_backward(
-    worker, workers, tickets, steps, total, h_size, d_line, shift, flags, pieces,
-    at, counts, bounds, dy, ids, wt, peep, full, c, gates, dc, dh0, dtable, dbias, dpeep,
+    worker, workers, tickets, steps, total, h_size, o_size, d_line, shift, flags, pieces,
+    at, counts, bounds, dy, ids, wt, peep, full, wrt, form, coupled, c, gates, dc, dh0, dhs, dtable, dbias, dpeep,
 ):  # fmt: skip
     """All steps, backwards; then the sums over steps and rows that biases and peepholes need.
 
     flags : INDEXED, BIAS, DY, BY_ROWS
-    dy : with DY rows of d_line numbers, as x, H of them used, read
+    dy : with DY rows of d_line numbers, as x, O of them used, read
     ids : with INDEXED (total,) int64, read
     wt : W with its rows as in a tape, packed, read
     peep : packed diagonal peepholes, read, or None
     full : full peepholes, packed, read, or None
+    wrt : W_hr packed for products with dh, as many columns as a tape has units, read, or None
+    form : the functions and the limit, see form_of; None for the plain LSTM
+    coupled : None, or anything else for coupled gates
     c : as lstm_forward left it, read
-    gates : (N, total, 4 blocks): i f g o read, overwritten by dZ
-    dc, dh0 : (B, H): gradients of the final state read, of the initial state written
-    dtable : with INDEXED (V, 4H), accumulated
-    dbias : (4H,), accumulated
-    dpeep : (3, H), accumulated, or None as peep is
+    gates : (N, total, 4 blocks): i f g o (coupled i g o) read, overwritten by dZ
+    dc, dh0 : (B, H), (B, O): gradients of the final state read, of the initial state written
+    dhs : with wrt (total, O), written: the gradient of h
+    dtable : with INDEXED (V, GH), accumulated
+    dbias : (GH,), accumulated
+    dpeep : (G - 1, H), accumulated, or None as peep is
     """
     panels = panels_for(wt, h_size)
     groups = (panels + COLS - 1) // COLS
     dh, acc = stack(wt, DOUBLE), stack(wt, SUMS)
-    phases = 1 if full is None else 2
-    last = steps * phases + 1
+    through = 0 if wrt is None else 1  # the phase in which dh goes through the cell
+    phases = (1 if full is None else 2) + through
+    last = steps * phases + 1  # before the first step there is dh0, and with full peepholes its dc
+    if full is not None:
+        last += through
     length, span = (last, groups) if flags & BY_ROWS else (1, 1)
     for start, item in turns(tickets, 0, worker, workers, last // length, groups // span * pieces):
         first, piece = item // pieces, item % pieces
         for k in range(start * length, start * length + length):
-            s = steps - 1 - k // phases
+            s, phase = steps - 1 - k // phases, k % phases
             row0, row1 = rows_of(piece, pieces, counts[max(s, 0)], bounds, flags & BY_ROWS)
             n = at[s + 1] - shift if s >= 0 else -1
             before = at[max(s, 0)]
             # One step past the end has no rows: nothing is read at `ahead` then.
             ahead, following = (at[s + 2] - shift, counts[s + 1]) if s < steps - 1 else (0, 0)
             for q in range(first, first + span):
-                if k % phases == 0:
-                    backward_item(
-                        row0, row1, q, n, before, at[s + 1], ahead, following, total, h_size, d_line, flags,
-                        dy, wt, peep, full, c, gates, dc, dh0, dh,
+                if wrt is not None and phase == 0 and q * COLS * lanes_of(wt) < o_size:
+                    projection_item_backward(
+                        row0, row1, q, n, ahead, following, total, h_size, o_size, d_line, flags,
+                        dy, wt, coupled, gates, dh0, dhs, dh,
                     )  # fmt: skip
-                elif full is not None:
-                    open_item_backward(row0, row1, q, n, before, total, h_size, full, c, gates, dc, dh)
+                if phase == through:
+                    backward_item(
+                        row0, row1, q, n, before, at[s + 1], ahead, following, total, h_size, o_size, d_line, flags,
+                        dy, wt, peep, full, wrt, form, coupled, c, gates, dc, dh0, dhs, dh,
+                    )  # fmt: skip
+                if full is not None and phase == phases - 1:
+                    open_item_backward(
+                        row0, row1, q, n, before, at[s + 1], total, h_size, full, form, coupled, c, gates, dc, dh
+                    )
     if flags & (BIAS | INDEXED) or peep is not None:
         lane = lanes_of(gates)
+        number = GATES if coupled is None else GATES - 1
         for _, panel in turns(tickets, 1, worker, workers, 1, panels):
             for k in range(SUMS * lane):
                 acc[k] = 0
             for s in range(steps):
                 n = at[s + 1] - shift
-                sums_item(panel, n, at[s], at[s + 1], counts[s], total, h_size, flags, ids, peep, gates, c, acc, dtable)
+                sums_item(
+                    panel, n, at[s], at[s + 1], counts[s], total, h_size, flags, ids, peep, coupled,
+                    gates, c, acc, dtable,
+                )  # fmt: skip
             unit = panel * lane
             if flags & BIAS:
-                for k in range(GATES):
+                for k in range(number):
                     add_out(dbias, k * h_size + unit, acc, k * lane, h_size - unit)
             if peep is not None:
-                for k in range(3):
+                for k in range(number - 1):
                     add_out(dpeep, k * h_size + unit, acc, (GATES + k) * lane, h_size - unit)
 
 
 @kernel
-def lstm_step(x, h0, c0, w, peep, out):
+def lstm_step(x, h0, c0, w, peep, form, coupled, out):
     """One step, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not small.
 
     x : (1, B, I), h0, c0 : (1, B, H), w : packed weights, read; peep : packed diagonal peepholes, read, or None
+    form, coupled : as lstm_forward
     out : (3, 1, B, H), written: y, h, c, of which y and h are the same
     """
     y, h, c = out[0], out[1], out[2]
     batch, i_size, h_size = x.shape[1], x.shape[2], h.shape[2]
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
+    number = GATES if coupled is None else GATES - 1
     fits = len(x) == 1 and h0.shape == h.shape and c0.shape == h.shape and h.shape[:2] == (1, batch)
-    if not fits or len(w) != panels * GATES * (1 + i_size + h_size) * lane or batch * len(w) > SMALL:
+    if not fits or len(w) != panels * number * (1 + i_size + h_size) * lane or batch * len(w) > SMALL:
         return False
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for panel in range(panels):
         forward_item(
-            0, batch, panel, 0, 0, 0, batch, i_size, h_size, h_size, 0,
-            x, ids, none, w, peep, None, h0, h, c0, c, none, z,
+            0, batch, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
+            x, ids, none, w, peep, None, form, coupled, h0, h, 0, h_size, c0, c, none, z,
         )  # fmt: skip
     for k in range(0, batch * h_size, lane):
         copy_rows(y, k, h, k, batch * h_size - k)
@@ -462,36 +697,39 @@ def lstm_step(x, h0, c0, w, peep, out):
 
 
 @kernel
-def lstm_pack(worker, workers, tickets, i_size, h_size, u, w, b_ih, b_hh, packed):
+def lstm_pack(worker, workers, tickets, number, i_size, h_size, o_size, u, w, b_ih, b_hh, packed):
     """Weights as lstm_forward wants them.
 
-    u : (4H, I), read; w : (4H, H), read; b_ih, b_hh : (4H,) or empty, read
+    number : of gates, G
+    u : (GH, I), read; w : (GH, O), read; b_ih, b_hh : (GH,) or empty, read
     packed : P panels, written
     """
     lane = lanes_of(packed)
-    line = GATES * lane
+    line = number * lane
     for _, panel in turns(tickets, 0, worker, workers, 1, panels_for(packed, h_size)):
-        at = panel * (1 + i_size + h_size) * line
+        at = panel * (1 + i_size + o_size) * line
         unit = panel * lane
         rows = max(0, min(lane, h_size - unit))
-        for g in range(GATES):
+        for g in range(number):
             add_biases(packed, at + g * lane, b_ih, b_hh, g * h_size + unit, rows)
             u_at = at + line + g * lane
             pack_transposed(packed, u_at, line, u, g * h_size + unit, rows, i_size, lane)
-            pack_transposed(packed, u_at + i_size * line, line, w, g * h_size + unit, rows, h_size, lane)
+            pack_transposed(packed, u_at + i_size * line, line, w, g * h_size + unit, rows, o_size, lane)
 
 
 @kernel
-def lstm_pack_full(worker, workers, tickets, h_size, p, packed):
+def lstm_pack_full(worker, workers, tickets, number, h_size, p, packed):
     """Full peepholes as lstm_forward wants them.
 
-    p : (3, H, H), rows i f o, read
-    packed : P panels: p_i and p_f (H x 2W), p_o (H x W), written
+    number : of gates that see c, G - 1
+    p : (G - 1, H, H), rows i f o, read
+    packed : P panels: p_i and p_f (H x (G - 2)W), p_o (H x W), written
     """
     lane = lanes_of(packed)
+    line = (number - 1) * lane
     for _, panel in turns(tickets, 0, worker, workers, 1, panels_for(packed, h_size)):
-        unit, at = panel * lane, panel * 3 * h_size * lane
+        unit, at = panel * lane, panel * number * h_size * lane
         rows = max(0, min(lane, h_size - unit))
-        for k in range(2):
-            pack_transposed(packed, at + k * lane, 2 * lane, p, k * h_size + unit, rows, h_size, lane)
-        pack_transposed(packed, at + 2 * h_size * lane, lane, p, 2 * h_size + unit, rows, h_size, lane)
+        for k in range(number - 1):
+            pack_transposed(packed, at + k * lane, line, p, k * h_size + unit, rows, h_size, lane)
+        pack_transposed(packed, at + h_size * line, lane, p, (number - 1) * h_size + unit, rows, h_size, lane)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from ..kernels.panels import TAPE
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
 from . import buffers
-from .layer import check_size
-from .products import Taped, add_gradient, multiply, pack_tape
+from .layer import check_dtype, check_size
+from .products import Taped, add_gradient, multiply, pack, pack_tape
 from .recurrent import Recurrent, Run
 
 PEEPHOLES = (None, "diagonal", "full")
+ACTIVATIONS = tuple(kernels.ACTIVATIONS)
 
 
 class LSTM(Recurrent):
@@ -32,6 +34,17 @@ class LSTM(Recurrent):
     `bias_ih_l0`, `bias_hh_l0` (4H,), and with peepholes `weight_peep_l0` (3, H) or (3, H, H), rows i f o; `_reverse`
     after it for the second direction. All start uniform in +-1 / sqrt(H).
 
+    clip : a limit > 0 within which the argument of every sigmoid and tanh (its peephole included) and c are clamped;
+        where one was, no gradient comes through. ONNX Runtime clamps the arguments and leaves c alone
+    activations : names of the functions of the gates i f o, of g, and of c on its way to h: `tanh`, `sigmoid`, `relu`,
+        `hardsigmoid` (0.2 x + 0.5 between 0 and 1), `softsign` (x / (1 + |x|)), `identity`
+    coupled : f = 1 - i, what is forgotten is what comes in (Greff et al. 2017, "CIFG"): three gates, parameters with
+        rows i g o, (3H, ...), peepholes i o
+    proj_size : O, from 1 to H - 1: h = W_hr (o tanh(c)), with `weight_hr_l0` (O, H) (Sak, Senior and Beaufays 2014). h
+        and y are O wide instead of H, `weight_hh_l0` is (4H, O), and so on, as PyTorch has it; 0: no projection
+
+    Each choice is compiled once, when first used. Those that are off cost nothing.
+
     >>> import fastrnn as fr, numpy as np
     >>> lstm = fr.LSTM(3, 5, seed=0)
     >>> x = np.zeros((7, 2, 3), np.float32)            # T, B, I
@@ -42,6 +55,10 @@ class LSTM(Recurrent):
     >>> dx, (dh, dc) = lstm.backward(tape, np.ones_like(y))
     >>> dx.shape, lstm.grads["weight_hh_l0"].shape
     ((7, 2, 3), (20, 5))
+    >>> small = fr.LSTM(3, 5, coupled=True, proj_size=2, clip=50.0, seed=0)
+    >>> y, (h, c) = small(x)
+    >>> h.shape, c.shape, small.params["weight_hh_l0"].shape
+    ((1, 2, 2), (1, 2, 5), (15, 2))
     """
 
     gates = 4
@@ -59,28 +76,46 @@ class LSTM(Recurrent):
         peephole: str | None = None,
         dtype: Any = "float32",
         seed: int | None = None,
+        *,
+        clip: float | None = None,
+        activations: Sequence[str] = kernels.USUAL,
+        coupled: bool = False,
+        proj_size: int = 0,
     ) -> None:
         if peephole not in PEEPHOLES:
             raise ValueError(f"peephole is {peephole!r}, expected None, 'diagonal' or 'full'")
-        self.peephole = peephole
+        self.peephole, self.coupled = peephole, bool(coupled)
+        self.activations = _check_activations(activations)
         h = check_size("hidden_size", hidden_size)
-        extra = [("weight_peep", (3, h) if peephole == "diagonal" else (3, h, h))] if peephole else []
+        self.proj_size = o = check_size("proj_size", proj_size, 0)
+        if o >= h:
+            raise ValueError(f"proj_size is {o}, expected less than hidden_size={h}, or 0 for no projection")
+        self.clip = _check_clip(clip, check_dtype(dtype))
+        self.gates = 3 if coupled else 4
+        see = self.gates - 1
+        extra: list[tuple[str, tuple[int, ...]]] = [("weight_hr", (o, h))] if o else []
+        extra += [("weight_peep", (see, h) if peephole == "diagonal" else (see, h, h))] if peephole else []
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra, o
         )
+        self._form, self._coupled = kernels.form_of(self.clip, self.activations), self.coupled or None
         block = 64 // self.dtype.itemsize
         self._blocks = -(-self.hidden_size // block)
         self._panels = self._blocks * (block // lanes(self.dtype))
 
     def init_forget_bias(self, value: float = 1.0) -> None:
-        """Sets the forget gate's bias, so that a new network remembers (Gers et al. 2000; Jozefowicz et al. 2015)."""
+        """Sets the forget gate's bias, so that a new network remembers (Gers et al. 2000; Jozefowicz et al. 2015).
+
+        With coupled gates the input gate's, to -value: 1 - sigmoid(-value) = sigmoid(value).
+        """
         if not self.bias:
             raise ValueError("this layer has bias=False; there is no forget bias to set")
         h = self.hidden_size
+        rows, value = (slice(0, h), -value) if self.coupled else (slice(h, 2 * h), value)
         for name in self.params:
             if name.startswith("bias"):
                 new = self.params[name].copy()
-                new[h : 2 * h] = value if name.startswith("bias_ih") else 0.0
+                new[rows] = value if name.startswith("bias_ih") else 0.0
                 self.params[name] = new
 
     def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
@@ -90,9 +125,9 @@ class LSTM(Recurrent):
             try:
                 if len(x) == 1:
                     h0, c0 = state
-                    version, packed, peep = self._ready
+                    version, *packed = self._ready
                     out = np.empty((3, *h0.shape), self.dtype)
-                    if version == self.store.version and self._quick(x, h0, c0, packed, peep, out):
+                    if version == self.store.version and self._quick(x, h0, c0, *packed, out):
                         y, h, c = out
                         return y, (h, c)
             except (TypeError, ValueError, AttributeError):
@@ -101,9 +136,9 @@ class LSTM(Recurrent):
 
     __call__.__doc__ = Recurrent.__call__.__doc__
 
-    def _compile_step(self, packed: np.ndarray, peep: np.ndarray | None) -> Any:
+    def _compile_step(self, *packed: Any) -> Any:
         a = np.empty((1, 1, 1), self.dtype)
-        return kernels.lstm_step.for_types(a, a, a, packed, peep, np.empty((3, 1, 1, 1), self.dtype))
+        return kernels.lstm_step.for_types(a, a, a, *packed, np.empty((3, 1, 1, 1), self.dtype))
 
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
@@ -114,58 +149,66 @@ class LSTM(Recurrent):
         gates = empty
         if training:
             gates = buffers.empty(self._blocks * run.total * TAPE * (64 // self.dtype.itemsize), self.dtype)
+        m = buffers.empty((run.total if training else where.batch, hidden), self.dtype) if self.proj_size else empty
         share = self._share(run, run.i_size, self._panels)
         flags |= kernels.BY_ROWS if share.by_rows else 0
         version = self.store.version
         packed = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
         peep, full = self._peepholes(run.name)
-        if where.steps == 1 and run.x is not None and not training:
-            self._make_ready(version, packed, peep)
+        wr = self._projection(run.name)
+        if where.steps == 1 and run.x is not None and not training and wr is None:
+            self._make_ready(version, packed, peep, self._form, self._coupled)
         launch(
             kernels.lstm_forward, share.workers, 1, 4.0 * run.total * hidden * (run.i_size + hidden),
-            where.steps, run.total, run.i_size, hidden, run.line, where.shift, flags, share.pieces,
+            where.steps, run.total, run.i_size, hidden, self._widths[0], run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, peep, full,
-            run.h, c.reshape(-1), gates,
+            wr, self._form, self._coupled, run.h, c.reshape(-1), gates, m.reshape(-1),
         )  # fmt: skip
-        return (c[where.ends] if training else c,), (c, gates) if run.training else None
+        return (c[where.ends] if training else c,), (c, gates, m) if run.training else None
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
         dx: np.ndarray | None,
     ) -> np.ndarray | None:  # fmt: skip
-        c, gates = kept
+        c, gates, m = kept
         where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
         grad = self.store.grad
         flags = (kernels.BIAS if self.bias else 0) | (kernels.DY if dy is not None else 0)
         dtable = empty
         if run.x is None:
             flags |= kernels.INDEXED
-            dtable = np.zeros((self._indices(run), 4 * hidden), self.dtype)
+            dtable = np.zeros((self._indices(run), self.gates * hidden), self.dtype)
         share = self._share(run, 0, -(-self._panels // COLS))
         flags |= kernels.BY_ROWS if share.by_rows else 0
-        dbias = np.zeros(4 * hidden, self.dtype) if self.bias else empty
+        dbias = np.zeros(self.gates * hidden, self.dtype) if self.bias else empty
         dpeep = grad(f"weight_peep_{name}") if self.peephole else None
         dh, dc = dstate
-        tape = Taped(gates, total, hidden, 4)
-        wt = self.store.made((name, "w"), lambda: pack_tape(tape, hidden, self.store.flat(f"weight_hh_{name}"), True))
+        tape, o = Taped(gates, total, hidden, self.gates), self._widths[0]
+        w, projected = self.store.flat(f"weight_hh_{name}"), self.proj_size > 0
+        wt = self.store.made((name, "w"), lambda: pack_tape(tape, o, w, not projected))
         peep, full = self._peepholes(name, backward=True)
+        dhs = buffers.empty((total, o), self.dtype) if projected else empty
         launch(
             kernels.lstm_backward, share.workers, 2, 4.0 * total * hidden * hidden,
-            where.steps, total, hidden, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
-            empty if dy is None else dy, run.ids.reshape(-1), wt, peep, full, c.reshape(-1), gates,
-            dc.reshape(-1), dh.reshape(-1), dtable.reshape(-1), dbias, None if peep is None else dpeep.reshape(-1),
+            where.steps, total, hidden, o, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
+            empty if dy is None else dy, run.ids.reshape(-1), wt, peep, full, self._projection(name, backward=True),
+            self._form, self._coupled, c.reshape(-1), gates, dc.reshape(-1), dh.reshape(-1), dhs.reshape(-1),
+            dtable.reshape(-1), dbias, None if peep is None else dpeep.reshape(-1),
         )  # fmt: skip
         if self.bias:
             grad(f"bias_ih_{name}")[:] += dbias
             grad(f"bias_hh_{name}")[:] += dbias
         x, x_line, index = run.before(run.h, run.line)
         add_gradient(grad(f"weight_hh_{name}"), x, tape, x_line, index)
+        if projected:
+            add_gradient(grad(f"weight_hr_{name}"), m, dhs)
         if full is not None:
+            seen = self.gates - 2  # gates that see c'
             x, x_line, index = run.before(c.reshape(-1), hidden)
-            add_gradient(dpeep[:2].reshape(-1, hidden), x, tape._replace(gates=2), x_line, index)
+            add_gradient(dpeep[:seen].reshape(-1, hidden), x, tape._replace(gates=seen), x_line, index)
             after = c.reshape(-1)[where.shift * hidden :]
-            add_gradient(dpeep[2], after, tape._replace(gates=1, first=3), hidden)
+            add_gradient(dpeep[seen], after, tape._replace(gates=1, first=seen + 1), hidden)
         if run.x is None:
             self._table_backward(dtable, run)
             return None
@@ -174,14 +217,14 @@ class LSTM(Recurrent):
         return multiply(tape, ut, run.i_size, empty, dx, add=dx is not None)
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
-        hidden, empty = self.hidden_size, self._empty
+        hidden, o, empty = self.hidden_size, self._widths[0], self._empty
         flat = self.store.flat
         b_ih, b_hh = (flat(f"{b}_{name}") if self.bias else empty for b in ("bias_ih", "bias_hh"))
-        packed = buffers.aligned(self._panels * 4 * (1 + i_size + hidden) * lanes(self.dtype), self.dtype)
+        packed = buffers.aligned(self._panels * self.gates * (1 + i_size + o) * lanes(self.dtype), self.dtype)
         work = 8.0 * packed.size
         launch(
             kernels.lstm_pack, workers_for(work, self._panels), 1, work,
-            i_size, hidden, flat(f"weight_ih_{name}"), flat(f"weight_hh_{name}"), b_ih, b_hh, packed,
+            self.gates, i_size, hidden, o, flat(f"weight_ih_{name}"), flat(f"weight_hh_{name}"), b_ih, b_hh, packed,
         )  # fmt: skip
         return packed
 
@@ -196,20 +239,61 @@ class LSTM(Recurrent):
         return None, self.store.made((name, "p", backward), lambda: make(p))
 
     def _pack_diagonal(self, p: np.ndarray) -> np.ndarray:
-        w = lanes(self.dtype)
-        padded = np.zeros((3, self._panels * w), self.dtype)
-        padded[:, : self.hidden_size] = p.reshape(3, -1)
-        return np.ascontiguousarray(padded.reshape(3, self._panels, w).swapaxes(0, 1)).reshape(-1)
+        w, rows = lanes(self.dtype), self.gates - 1
+        padded = np.zeros((rows, self._panels * w), self.dtype)
+        padded[:, : self.hidden_size] = p.reshape(rows, -1)
+        return np.ascontiguousarray(padded.reshape(rows, self._panels, w).swapaxes(0, 1)).reshape(-1)
 
     def _pack_full(self, p: np.ndarray) -> np.ndarray:
-        packed = buffers.aligned(3 * self._panels * lanes(self.dtype) * self.hidden_size, self.dtype)
+        rows, hidden = self.gates - 1, self.hidden_size
+        packed = buffers.aligned(rows * self._panels * lanes(self.dtype) * hidden, self.dtype)
         work = 8.0 * packed.size
-        launch(kernels.lstm_pack_full, workers_for(work, self._panels), 1, work, self.hidden_size, p, packed)
+        launch(kernels.lstm_pack_full, workers_for(work, self._panels), 1, work, rows, hidden, p, packed)
         return packed
 
     def _pack_full_backward(self, p: np.ndarray) -> np.ndarray:
-        hidden = self.hidden_size
-        i_f = Taped(self._empty, 0, hidden, 2)
+        hidden, seen = self.hidden_size, self.gates - 2
+        i_f = Taped(self._empty, 0, hidden, seen)
         o = i_f._replace(gates=1)
-        both = (pack_tape(i_f, hidden, p, True), pack_tape(o, hidden, p[2 * hidden * hidden :], True))
+        both = (pack_tape(i_f, hidden, p, True), pack_tape(o, hidden, p[seen * hidden * hidden :], True))
         return np.concatenate(both)
+
+    def _projection(self, name: str, backward: bool = False) -> np.ndarray | None:
+        """W_hr as the kernels take it; None if there is none."""
+        if not self.proj_size:
+            return None
+        w, o, hidden = self.store.flat(f"weight_hr_{name}"), self.proj_size, self.hidden_size
+
+        def padded() -> np.ndarray:
+            columns = self._panels * lanes(self.dtype)  # as many as a tape has units
+            wide = np.zeros((o, columns), self.dtype)
+            wide[:, :hidden] = w.reshape(o, hidden)
+            return pack(o, columns, wide.reshape(-1), transposed=False)
+
+        make = padded if backward else lambda: pack(hidden, o, w, transposed=True)
+        return self.store.made((name, "r", backward), make)
+
+
+def _check_clip(clip: Any, dtype: np.dtype) -> float | None:
+    """None, or a number > 0 that is one in `dtype` too."""
+    if clip is None:
+        return None
+    if isinstance(clip, bool) or not isinstance(clip, int | float | np.number):
+        raise TypeError(f"clip is {type(clip).__name__}, expected a number or None")
+    with np.errstate(over="ignore"):
+        limit = float(dtype.type(clip))
+    if not 0.0 < limit < float("inf"):
+        raise ValueError(f"clip is {clip}, expected a finite number > 0 in {dtype}, or None")
+    return limit
+
+
+def _check_activations(names: Any) -> tuple[str, ...]:
+    """Three of the names that there are."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"activations is {type(names).__name__}, expected three names")
+    if len(names) != 3:
+        raise ValueError(f"activations has {len(names)} names, expected three: of i f o, of g, of c")
+    for name in names:
+        if name not in ACTIVATIONS:
+            raise ValueError(f"activations has {name!r}, expected names from {', '.join(ACTIVATIONS)}")
+    return tuple(names)

@@ -99,6 +99,7 @@ class Recurrent(Layer):
         dtype: Any,
         seed: int | None,
         extra: Sequence[tuple[str, tuple[int, ...]]] = (),
+        projected: int = 0,
     ) -> None:
         self.input_size = check_size("input_size", input_size)
         self.hidden_size = h = check_size("hidden_size", hidden_size)
@@ -109,11 +110,13 @@ class Recurrent(Layer):
         self.rng = np.random.default_rng(seed)
         self.bidirectional = bool(bidirectional)
         self.directions = 2 if self.bidirectional else 1
+        o = projected or h
+        self._widths = (o, h)[: self.states]  # of the states; y is as wide as h
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(self.num_layers):
             for name in self._names(layer):
-                shapes[f"weight_ih_{name}"] = (self.gates * h, self.input_size if layer == 0 else self.directions * h)
-                shapes[f"weight_hh_{name}"] = (self.gates * h, h)
+                shapes[f"weight_ih_{name}"] = (self.gates * h, self.input_size if layer == 0 else self.directions * o)
+                shapes[f"weight_hh_{name}"] = (self.gates * h, o)
                 if self.bias:
                     shapes[f"bias_ih_{name}"] = shapes[f"bias_hh_{name}"] = (self.gates * h,)
                 for kind, shape in extra:
@@ -141,13 +144,15 @@ class Recurrent(Layer):
         return [self.rng] if self.dropout else []
 
     def init_orthogonal(self) -> None:
-        """Makes the recurrent matrix of each gate orthogonal (Saxe, McClelland and Ganguli 2014)."""
+        """Makes the recurrent matrix of each gate orthogonal (Saxe, McClelland and Ganguli 2014); with a projection,
+        whose h is narrower, its columns.
+        """
         for name in self.params:
             if not name.startswith("weight_hh"):
                 continue
             parts = []
             for _ in range(self.gates):
-                q, r = np.linalg.qr(self.rng.standard_normal((self.hidden_size, self.hidden_size)))
+                q, r = np.linalg.qr(self.rng.standard_normal((self.hidden_size, self._widths[0])))
                 parts.append(q * np.sign(np.diag(r)))
             self.params[name] = np.concatenate(parts)
 
@@ -182,8 +187,8 @@ class Recurrent(Layer):
         layout = self._layout(steps, batch, lengths)
         given = self._state("state", state, batch)
         first = None if given is None else tuple(layout.sort(s) for s in given)
-        H, D = self.hidden_size, self.directions
-        final = tuple(np.empty((self.num_layers * D, batch, H), self.dtype) for _ in range(self.states))
+        H, D = self._widths[0], self.directions
+        final = tuple(np.empty((self.num_layers * D, batch, width), self.dtype) for width in self._widths)
         if x is None:
             ids = layout.pack(ids)
         else:
@@ -245,16 +250,19 @@ class Recurrent(Layer):
         Backpropagation through time (Werbos 1990). The tape is used up.
         """
         steps, batch = check_tape(tape).shape
-        H, D = self.hidden_size, self.directions
-        sizes = {"T": steps, "B": batch, "D*H" if D > 1 else "H": D * H}
+        H, D = self._widths[0], self.directions
+        letter = f"D*{self._letter(H)}" if D > 1 else self._letter(H)
+        sizes = {"T": steps, "B": batch, letter: D * H}
         if dy is not None:
-            letters = ("B T " if self.batch_first else "T B ") + ("D*H" if D > 1 else "H")
+            letters = ("B T " if self.batch_first else "T B ") + letter
             dy = check_array("dy", dy, self.dtype, letters, sizes)
             dy = dy.swapaxes(0, 1).copy() if self.batch_first else dy
         given = self._state("dstate", dstate, batch)
         layout, kept = tape.open(self)
-        zeros = np.zeros((self.num_layers * D, batch, H), self.dtype)
-        d_all = tuple(zeros.copy() if given is None else layout.sort(given[k].copy()) for k in range(self.states))
+        if given is None:
+            d_all = tuple(np.zeros((self.num_layers * D, batch, width), self.dtype) for width in self._widths)
+        else:
+            d_all = tuple(layout.sort(s.copy()) for s in given)
         dx = None if dy is None else layout.pack(dy)
         with self.store._lock:  # gradients of two threads are added one after the other
             for layer in reversed(range(self.num_layers)):
@@ -303,13 +311,21 @@ class Recurrent(Layer):
     def _state(self, name: str, state: Any, batch: int) -> tuple[np.ndarray, ...] | None:
         if state is None:
             return None
-        letters = "L*D B H" if self.bidirectional else "L B H"
-        sizes = {letters.split()[0]: self.num_layers * self.directions, "B": batch, "H": self.hidden_size}
+        sizes = {"L*D" if self.bidirectional else "L": self.num_layers * self.directions, "B": batch}
+
+        def check(name: str, s: Any, width: int) -> np.ndarray:
+            letter = self._letter(width)
+            return check_array(name, s, self.dtype, " ".join((*sizes, letter)), sizes | {letter: width})
+
         if self.states == 1:
-            return (check_array(name, state, self.dtype, letters, sizes),)
+            return (check(name, state, self._widths[0]),)
         if not isinstance(state, tuple | list) or len(state) != self.states:
             raise TypeError(f"{name} is {type(state).__name__}, expected a pair (h, c)")
-        return tuple(check_array(f"{name}[{k}]", s, self.dtype, letters, sizes) for k, s in enumerate(state))
+        return tuple(check(f"{name}[{k}]", s, self._widths[k]) for k, s in enumerate(state))
+
+    def _letter(self, width: int) -> str:
+        """H, or O for what it is projected to."""
+        return "H" if width == self.hidden_size else "O"
 
     def _make_ready(self, version: int, *packed: Any) -> None:
         """Lets later steps take the quick way, as long as the parameters are of this version."""

@@ -134,6 +134,12 @@ class Vector:
     def __gt__(self, other: Any) -> Mask:
         return self._compare(">", other)
 
+    def __le__(self, other: Any) -> Mask:
+        return self._compare("<=", other)
+
+    def __ge__(self, other: Any) -> Mask:
+        return self._compare(">=", other)
+
     def call(self, name: str, *others: Any) -> Vector:
         """The LLVM intrinsic `name`, lane by lane."""
         args = [self.value, *(self.same(o) for o in others)]
@@ -153,6 +159,9 @@ class Scalar:
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
         self.builder, self.value = builder, value
+
+    def __neg__(self) -> Scalar:
+        return Scalar(self.builder, self.builder.fneg(self.value))
 
 
 def _constant(x: Any, dtype: np.dtype) -> ir.Constant:
@@ -250,6 +259,13 @@ def zero(a: Any, n: int | None = None) -> Any:
     if isinstance(a, Pointer):
         return Vector(a.builder, ir.Constant(ir.VectorType(_FLOATS[a.dtype], n), None), a.dtype)
     return np.zeros(n, a.dtype)
+
+
+def every(x: Any, like: Any) -> Any:
+    """The number `x` in every lane of a vector like `like`."""
+    if isinstance(like, Vector):
+        return Vector(like.builder, like.same(x), like.dtype)
+    return np.full_like(like, x)
 
 
 def fma(x: Any, y: Any, z: Any) -> Any:
@@ -466,9 +482,9 @@ def fold(count: Any, n: int, start: tuple[Any, ...], body: Callable[..., tuple[A
 def pointwise(function: Callable[..., Any]) -> Any:
     """Makes `function` callable from kernels (see the module's text).
 
-    Its arguments are arrays, integers and floats; an argument that the kernel leaves out has its default, and `if` may
-    look at it: that is a choice at compile time. It it returns nothing or one scalar: `-> float` of the first
-    array's type, `-> np.float64` always that.
+    Its arguments are arrays, integers, floats, None, and tuples of these. An argument that the kernel leaves out has
+    its default. `if` may ask whether something is None and how long a tuple is: those are choices at compile time.
+    It returns nothing or one scalar: `-> float` of the first array's type, `-> np.float64` always that.
     """
     if config.DISABLE_JIT:
         return function
@@ -510,6 +526,8 @@ def _wrap(context: Any, builder: ir.IRBuilder, ty: types.Type, value: ir.Value) 
     """An argument of an intrinsic as the value that a pointwise function works on."""
     if isinstance(ty, types.Omitted | types.NoneType):
         return getattr(ty, "value", None)
+    if isinstance(ty, types.BaseTuple):
+        return tuple(_wrap(context, builder, t, builder.extract_value(value, k)) for k, t in enumerate(ty))
     if isinstance(ty, types.Array):
         data = cgutils.create_struct_proxy(ty)(context, builder, value).data
         return Pointer(builder, data, np.dtype(str(ty.dtype)))
