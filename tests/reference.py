@@ -51,7 +51,8 @@ NONLINEARITIES = {
 
 # --- one step of one layer in one direction -----------------------------------------------------------------
 #
-# `params` holds that direction's arrays, under their names without `_l0` or `_l0_reverse`.
+# `params` holds that direction's arrays, under their names without `_l0` or `_l0_reverse`. `seen`, a dict, is given a
+# list of every gate's and state's values, one a call.
 
 
 def affine(x, weight, bias):
@@ -71,12 +72,20 @@ def from_before(params, h):
     return affine(h, W, params.get("bias_hh", np.zeros(W.shape[-2])))
 
 
-def rnn_step(params, x, h, nonlinearity="tanh"):
+def note(seen, **values):
+    """Appends each value to its list in `seen`, if somebody looks."""
+    for name, value in values.items() if seen is not None else ():
+        seen.setdefault(name, []).append(value)
+
+
+def rnn_step(params, x, h, nonlinearity="tanh", seen=None):
     """Elman 1990. x (B, I), h (B, H) -> h (B, H)"""
-    return (NONLINEARITIES[nonlinearity](from_below(params, x) + from_before(params, h)),)
+    h = NONLINEARITIES[nonlinearity](from_below(params, x) + from_before(params, h))
+    note(seen, h=h)
+    return (h,)
 
 
-def gru_step(params, x, h, reset="after"):
+def gru_step(params, x, h, reset="after", seen=None):
     """Cho et al. 2014, whose reset gate stands before the recurrent product; after it, as cuDNN and PyTorch have
     it: Appleyard, Kocisky and Blunsom 2016. x (B, I), h (B, H) -> h (B, H)
     """
@@ -89,12 +98,15 @@ def gru_step(params, x, h, reset="after"):
     else:
         _, _, w_n = np.split(from_before(params, r * h), 3, axis=-1)
         n = np.tanh(u_n + w_n)
-    return ((1 - z) * n + z * h,)
+    h = (1 - z) * n + z * h
+    note(seen, r=r, z=z, n=n, h=h)
+    return (h,)
 
 
 def lstm_step(
-    params, x, h, c, peephole=None, coupled=False, clip=None, activations=("sigmoid", "tanh", "tanh"), proj_size=0
-):
+    params, x, h, c, peephole=None, coupled=False, clip=None, activations=("sigmoid", "tanh", "tanh"), proj_size=0,
+    seen=None,
+):  # fmt: skip
     """x (B, I), h and c (B, H) -> h, c (B, H); with a projection h is (B, P).
 
     Hochreiter and Schmidhuber 1997; the forget gate: Gers, Schmidhuber and Cummins 2000; peepholes: Gers,
@@ -112,6 +124,7 @@ def lstm_step(
     h = o * sigma_h(c)
     if proj_size:
         h = h @ np.swapaxes(params["weight_hr"], -1, -2)
+    note(seen, i=i, f=f, g=g, o=o, c=c, h=h)
     return h, c
 
 
@@ -188,16 +201,16 @@ def zeros(params, x, name):
     return np.zeros((len(directions(params)), x.shape[-2], params[f"{name}_l0"].shape[-1]))
 
 
-def rnn(params, x, h0=None, nonlinearity="tanh", lengths=None):
+def rnn(params, x, h0=None, nonlinearity="tanh", lengths=None, seen=None):
     """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
     start = [zeros(params, x, "weight_hh") if h0 is None else h0]
-    return over_time(lambda p, x, h: rnn_step(p, x, h, nonlinearity), params, x, start, lengths)
+    return over_time(lambda p, x, h: rnn_step(p, x, h, nonlinearity, seen), params, x, start, lengths)
 
 
-def gru(params, x, h0=None, reset="after", lengths=None):
+def gru(params, x, h0=None, reset="after", lengths=None, seen=None):
     """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
     start = [zeros(params, x, "weight_hh") if h0 is None else h0]
-    return over_time(lambda p, x, h: gru_step(p, x, h, reset), params, x, start, lengths)
+    return over_time(lambda p, x, h: gru_step(p, x, h, reset, seen), params, x, start, lengths)
 
 
 def lstm(params, x, h0=None, c0=None, lengths=None, **options):
@@ -208,6 +221,18 @@ def lstm(params, x, h0=None, c0=None, lengths=None, **options):
         zeros(params, x, widest) if c0 is None else c0,
     ]
     return over_time(lambda p, x, h, c: lstm_step(p, x, h, c, **options), params, x, start, lengths)
+
+
+def over_steps(seen, params, T, lengths=None):
+    """What the steps of `over_time` have noted in `seen`, by direction: {"f_l0": (T, B, H)}, zero past a row's end."""
+    found = {}
+    for number, end in enumerate(directions(params)):
+        for name, values in seen.items():
+            a = np.stack(values[number * T : (number + 1) * T][:: -1 if end.endswith("reverse") else 1])
+            if lengths is not None:
+                a = np.where(np.arange(T)[:, None, None] < np.asarray(lengths)[:, None], a, 0)
+            found[f"{name}_{end}"] = a
+    return found
 
 
 # --- layers without time ------------------------------------------------------------------------------------

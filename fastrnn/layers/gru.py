@@ -152,6 +152,10 @@ class GRU(Recurrent):
         ut = self.store.made((name, "u"), lambda: pack_tape(of_x, run.i_size, self.store.flat(f"weight_ih_{name}")))
         return multiply(of_x, ut, run.i_size, empty, dx, add=dx is not None)
 
+    def _kept(self, run: Run, own: Any) -> dict[str, np.ndarray]:
+        gates = self._gates(own[0], run, "nrz")  # and v, the product with h' alone
+        return {letter: gates[letter] for letter in "rzn"}
+
     def _bias(self, name: str) -> np.ndarray:
         bias = super()._bias(name)
         if self.reset == "after":  # b_hn belongs to the product with h'

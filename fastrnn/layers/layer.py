@@ -86,12 +86,24 @@ class Tape:
 
     def open(self, layer: Layer) -> Any:
         """What was kept, once, for `layer`."""
-        if self.layer is not layer:
-            raise ValueError("tape comes from another layer's forward; pass the one that this layer's forward returned")
+        self._check_layer(layer)
         if self.versions != self._versions():
             raise ValueError("the parameters have changed since forward made this tape; run forward again")
         with self._lock:
             kept, self.kept = self.kept, None
+        return self._check_kept(kept)
+
+    def look(self, layer: Layer) -> Any:
+        """What was kept, for `layer`, to be read only: the tape is not used up."""
+        self._check_layer(layer)
+        return self._check_kept(self.kept)
+
+    def _check_layer(self, layer: Layer) -> None:
+        if self.layer is not layer:
+            raise ValueError("tape comes from another layer's forward; pass the one that this layer's forward returned")
+
+    @staticmethod
+    def _check_kept(kept: Any) -> Any:
         if kept is None:
             raise ValueError("tape has been used by an earlier backward; run forward again")
         return kept

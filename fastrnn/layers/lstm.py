@@ -216,6 +216,11 @@ class LSTM(Recurrent):
         ut = self.store.made((name, "u"), lambda: pack_tape(tape, run.i_size, self.store.flat(f"weight_ih_{name}")))
         return multiply(tape, ut, run.i_size, empty, dx, add=dx is not None)
 
+    def _kept(self, run: Run, own: Any) -> dict[str, np.ndarray]:
+        c, gates = own
+        shift = run.where.shift
+        return {**self._gates(gates, run, "ifgo"), "c": c[shift : shift + run.total]}
+
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, o, empty = self.hidden_size, self._widths[0], self._empty
         flat = self.store.flat

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core import config
 
+from ..kernels.panels import TAPE
 from ..simd.target import ROWS
 from ..threads import workers_for
 from . import buffers
@@ -284,6 +285,52 @@ class Recurrent(Layer):
             dx = dx.swapaxes(0, 1).copy() if self.batch_first else dx
         d_all = tuple(layout.unsort(s) for s in d_all)
         return dx, d_all if self.states > 1 else d_all[0]
+
+    def intermediates(self, tape: Tape) -> dict[str, np.ndarray]:
+        """All gate activations and states of the forward that returned `tape`, named: "f_l0", "c_l1_reverse".
+
+        tape : of this layer, not yet used by `backward`; it is only read, and `backward` can follow
+        returns : for every layer and direction, in this order, each (T, B, H), or (B, T, H) with batch_first:
+            LSTM i f g o c h, GRU r z n h, RNN h; the gates after their nonlinearity
+
+        With lengths, what is past a row's end is zero. All arrays are new: they are the caller's to change, and stay
+        when the tape goes. `ValueError` for another layer's tape and for one that has been used.
+
+        Why this name: what a forward computes between input and output and does not return is its intermediates, in
+        Flax too; "activations" would leave out the states, and are as well the functions that gates go through.
+
+        >>> import fastrnn as fr, numpy as np
+        >>> lstm = fr.LSTM(3, 5, seed=0)
+        >>> y, state, tape = lstm.forward(np.ones((7, 2, 3), np.float32))
+        >>> v = lstm.intermediates(tape)
+        >>> list(v), v["c_l0"].shape
+        (['i_l0', 'f_l0', 'g_l0', 'o_l0', 'c_l0', 'h_l0'], (7, 2, 5))
+        >>> np.allclose(v["c_l0"][1:], v["f_l0"][1:] * v["c_l0"][:-1] + v["i_l0"][1:] * v["g_l0"][1:])
+        True
+        """
+        layout, kept = check_tape(tape).look(self)
+        named = {}
+        for one in kept:
+            for run, own in one.runs:
+                line = run.line * run.h.itemsize
+                after = run.h[run.where.shift * run.line :]
+                h = np.lib.stride_tricks.as_strided(after, (run.total, self.hidden_size), (line, run.h.itemsize))
+                for name, a in {**self._kept(run, own), "h": h}.items():
+                    a = layout.unpack(a if run.where.turned is None else a[run.where.turned])
+                    a = a.swapaxes(0, 1) if self.batch_first else a
+                    named[f"{name}_{run.name}"] = np.array(a, order="C")
+        return named
+
+    def _kept(self, run: Run, own: Any) -> dict[str, np.ndarray]:
+        """What a cell's forward kept besides h, by the glossary's letters, each (total, H)."""
+        return {}
+
+    def _gates(self, tape: np.ndarray, run: Run, letters: str) -> dict[str, np.ndarray]:
+        """The gates of a tape (N, total, TAPE blocks), whose order `letters` tells, each (total, H)."""
+        unit = 64 // self.dtype.itemsize
+        blocks = tape.reshape(-(-self.hidden_size // unit), run.total, TAPE, unit).transpose(2, 1, 0, 3)
+        whole = blocks.reshape(TAPE, run.total, -1 if run.total else self.hidden_size)[:, :, : self.hidden_size]
+        return dict(zip(letters, whole))
 
     # -- arguments --------------------------------------------------------------------------------------
 

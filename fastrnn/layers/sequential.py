@@ -81,6 +81,14 @@ class Sequential(Layer):
                 dy = layer.backward(one, dy)  # type: ignore[attr-defined]
         return (dy, tuple(reversed(out))) if self.recurrent else dy
 
+    def intermediates(self, tape: Tape) -> dict[str, np.ndarray]:
+        """Those of every recurrent layer, named as the parameters: "1.f_l0". See `LSTM.intermediates`."""
+        named: dict[str, np.ndarray] = {}
+        for k, (layer, one) in enumerate(zip(self.layers, check_tape(tape).look(self), strict=True)):
+            if isinstance(layer, Recurrent | Sequential):
+                named.update({f"{k}.{name}": a for name, a in layer.intermediates(one).items()})
+        return named
+
     def _run(self, x: Any, state: Any, lengths: Any, training: bool) -> tuple[Any, Any, list[Any]]:
         states, final, kept = self._states("state", state), [], []
         if lengths is not None and not self.takes_lengths:
