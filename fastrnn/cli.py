@@ -1,4 +1,4 @@
-"""The command line: `fastrnn train | sample | eval | info | warmup`.
+"""The command line: `fastrnn train | sample | eval | inspect | info | warmup`.
 
 Results go to standard output, notices and errors to standard error. A mistake of the user's is one line and
 exit code 2; SIGINT and SIGTERM end with 130 and 143. What is heavy to import is imported where it is needed,
@@ -248,6 +248,39 @@ def _eval(args: argparse.Namespace) -> None:
     print(CharLM.load(args.model).evaluate(read_text(args.file, args.encoding)))
 
 
+# -------------------------------------------------------------------- inspect
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from .inspection_page import page
+    from .modelfile import check_writable
+    from .models.charlm import CharLM
+    from .text import read_text
+
+    _set_threads(args)
+    output = args.output or args.model.removesuffix(".npz") + ".html"
+    for other in (args.model, args.file):
+        if other is not None and os.path.realpath(output) == os.path.realpath(other):
+            raise ValueError(f"{output} is read: name another file for the page with --output")
+    lm = CharLM.load(args.model)
+    check_writable(output)
+    if args.file is None:
+        text, name = lm.sample(args.length, seed=args.seed), f"written by the model itself, seed {args.seed}"
+    else:
+        text = read_text(args.file, args.encoding)
+        name = args.file if len(text) <= args.length else f"{args.file}, the beginning"
+    text = text[: args.length]
+    found = lm.inspect(text)
+    about = f"{_describe(lm)}. Text: {name}, {len(text):,} characters."
+    html = page(found, f"{os.path.basename(args.model)}: what its hidden units do", about, args.units)
+    with open(output, "w", encoding="utf-8", errors="xmlcharrefreplace", newline="\n") as file:
+        file.write(html)
+    print(f"model: {_describe(lm)}\ntext: {name}: {len(text):,} characters")
+    for unit in found.units()[:5]:
+        print(unit)
+    print(f"page: {output}")
+
+
 # -------------------------------------------------------------------- info, warmup
 
 
@@ -430,11 +463,22 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("model", metavar="MODEL.npz")
     score.add_argument("file", metavar="FILE", help="a text file")
 
-    for sub in (train, score):
+    look = command("inspect", _inspect, "what a model's hidden units do, on a page to look at (HTML)")
+    look.add_argument("model", metavar="MODEL.npz")
+    look.add_argument("file", nargs="?", metavar="FILE", help="a text file (default: a text that the model writes)")
+    look.add_argument("-o", "--output", metavar="PAGE.html", help="the page (default: beside the model)")
+    look.add_argument("--units", type=_COUNT, default=12, metavar="N", help="units to show (default: %(default)s)")
+    look.add_argument(
+        "--length", type=_COUNT, default=20_000, metavar="N",
+        help="characters of the text that are looked at, from its beginning (default: %(default)s)",
+    )  # fmt: skip
+    look.add_argument("--seed", type=_WHOLE, default=0, metavar="S", help="of the model's own text (default: 0)")
+
+    for sub in (train, score, look):
         sub.add_argument(
             "--encoding", default="utf-8", help="of FILE: any that Python can decode (default: %(default)s)"
         )
-    for sub in (train, sample, score):
+    for sub in (train, sample, score, look):
         sub.add_argument("--threads", type=_COUNT, metavar="N", help="(default: all processors; results are the same)")
 
     command("info", _info, "this machine and these versions, as fastrnn sees them")

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..inspection import Inspection, inspect_text
 from ..layers.dropout import Dropout
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
@@ -321,6 +322,22 @@ class CharLM:
         assert nats is not None
         perplexity = math.exp(nats) if nats < 700 else math.inf
         return Evaluation(nats, nats / math.log(2), perplexity, streams.characters, unseen)
+
+    def inspect(self, text: str, depth: int = 100) -> Inspection:
+        """What each hidden unit does over `text`, gate saturation, and the gradient up to `depth` steps back: see
+        `fastrnn.inspection`. `ValueError` names the characters of `text` that the training text doesn't have.
+
+        >>> lm = CharLM(hidden_size=8, num_layers=2, embedding_size=4, seed=1).build("abc\\n")
+        >>> found = lm.inspect("abc\\n" * 50)
+        >>> found.values.shape, found.gradient["c"].shape  # (N, L, H), (L, K)
+        ((200, 2, 8), (2, 100))
+        >>> unit = found.units()[0]  # the most telling one
+        >>> unit.follows in found.properties, 0.5 < abs(unit.r) <= 1
+        (True, True)
+        """
+        self._built()
+        assert self.vocabulary is not None
+        return inspect_text(self.model, self.vocabulary, text, depth)
 
     def stream(self) -> Stream:
         """One text, read character by character: `push(index)` gives the logits of the next one. See `Stream`.
