@@ -8,15 +8,22 @@ Words used everywhere, in code, documentation and messages:
     W, P         lanes of a vector, panels of W hidden units (kernels only)
     x, h, c, y   input, hidden state, cell state, output
     i f g o      LSTM: input gate, forget gate, cell candidate, output gate; in this order in every parameter
-    r z n        GRU: reset gate, update gate, candidate; in this order in every parameter; h' = (1-z) n + z h
+    r z n        GRU: reset gate, update gate, candidate; in this order in every parameter
     U, W, V      the lecture's letters for weight_ih, weight_hh and the output layer's weight; b, c its biases
+    K            components of a mixture
     dX           gradient of the loss with respect to X
 
     sequences    time-major (T, B, I); batch_first=True takes (B, T, I)
-    state        RNN, GRU: h (L*D, B, H); LSTM: (h, c)
+    output       y (T, B, D*H); of two directions the forward one's half comes first
+    lengths      (B,) how many steps each row has, in any order; y and all gradients past them are zero
+    state        RNN, GRU: h (L*D, B, H); LSTM: (h, c); the directions of a layer follow each other
     parameters   PyTorch's names and shapes: weight_ih_l0 (4H, I), weight_hh_l0 (4H, H), bias_ih_l0, bias_hh_l0 (4H,);
                  `_reverse` after it for the second direction
     peepholes    weight_peep_l0, rows i f o: (3, H) diagonal, (3, H, H) full; i and f see c[t-1], o sees c[t]
+    GRU          h[t] = (1-z) n + z h[t-1]; within n, reset="after" puts r on the product W h[t-1], "before" on h[t-1]
+
+Where to look: `help(fastrnn.layers)`, `.models` (the shapes of sequence tasks), `.losses`, `.optim`, `.schedules`,
+`.streaming`, `.wordvectors`.
 """
 
 from importlib import import_module

@@ -26,11 +26,12 @@ SMALL = 8_000_000
 _for_types = threading.Lock()
 
 FLAGS: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
+DEVICE: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True}
 
 
 def device(function: Callable[..., Any]) -> Any:
     """A function that only kernels call; compiled into each of them."""
-    return numba.njit(no_cpython_wrapper=True, **FLAGS)(function)
+    return numba.njit(**DEVICE)(function)
 
 
 def part(function: Callable[..., Any]) -> Any:
@@ -39,7 +40,7 @@ def part(function: Callable[..., Any]) -> Any:
     Numba optimizes and translates a device function on its own and then again within whatever calls it, at each level.
     With the items of the LSTM as parts of their kernels, a cold training step takes 7.8 s instead of 9.9.
     """
-    return numba.njit(no_cpython_wrapper=True, inline="always", **FLAGS)(function)
+    return numba.njit(inline="always", **DEVICE)(function)
 
 
 class kernel:  # noqa: N801 - read as a decorator
@@ -81,8 +82,8 @@ class kernel:  # noqa: N801 - read as a decorator
     @property
     def compilations(self) -> int:
         """How many times this process compiled it or loaded it from the cache."""
-        made = (self.__dict__.get(name) for name in ("held", "released"))
-        return sum(len(m.signatures) for m in made if hasattr(m, "signatures"))
+        made = [self.__dict__[name] for name in ("held", "released") if name in self.__dict__]
+        return sum(len(m.signatures) for m in made if hasattr(m, "signatures"))  # without JIT they are functions
 
 
 @cache

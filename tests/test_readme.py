@@ -4,7 +4,10 @@ import os
 import re
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
+
+import fastrnn as fr
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,9 +38,20 @@ def test_commands_exist():
             assert option in done.stdout, f"fastrnn {word} has no {option}"
 
 
+def test_names_exist():
+    """The table of what there is names every public name, and nothing that isn't there."""
+    (table,) = re.findall(r"^What there is.*\n\n((?:\|.*\n)+)", TEXT, flags=re.MULTILINE)
+    named = re.findall(r"`([\w.]+)`", table)
+    for name in named:
+        assert reduce(getattr, name.split("."), fr), name
+    assert set(fr.__all__) <= set(named), f"not in the README's table: {set(fr.__all__) - set(named)}"
+
+
 def test_files_exist():
-    """Every file and folder that it links to or lists is there."""
-    named = re.findall(r"\]\(([\w./-]+)\)", TEXT) + re.findall(r"^\| `([\w./]+)`", TEXT, flags=re.MULTILINE)
-    assert named
+    """Every file and folder that it links to or lists is there; further files of a row are fastrnn's."""
+    named = re.findall(r"\]\(([\w./-]+)\)", TEXT)
+    for first, rest in re.findall(r"^\| `([\w./]+[./]\w*)` \|(.*)", TEXT, flags=re.MULTILINE):
+        named += [first, *(f"fastrnn/{name}" for name in re.findall(r"`(\w+\.py)`", rest))]
+    assert len(named) > 10
     for name in named:
         assert (ROOT / name).exists(), name

@@ -90,7 +90,9 @@ class Sequential(Layer):
         return named
 
     def _run(self, x: Any, state: Any, lengths: Any, training: bool) -> tuple[Any, Any, list[Any]]:
-        states, final, kept = self._states("state", state), [], []
+        states = self._states("state", state)
+        final: list[Any] = []
+        kept: list[Any] = []
         if lengths is not None and not self.takes_lengths:
             raise TypeError("lengths was passed, but no layer takes lengths")
         for k, layer in enumerate(self.layers):

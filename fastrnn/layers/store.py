@@ -46,7 +46,7 @@ class Store:
         self._lock = threading.RLock()
         self._made: dict[Any, tuple[int, Any]] = {}
         # Of a read-only buffer, so that nobody can make the view writable either.
-        self.values = np.frombuffer(memoryview(self._values).toreadonly(), dtype)
+        self.values = np.frombuffer(self._values.data.toreadonly(), dtype)
         _stores.add(self)
 
     @contextmanager
