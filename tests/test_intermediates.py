@@ -54,8 +54,9 @@ def test_large_ones(cell):
     problem = problem.but(lengths=mixed_lengths(problem.T, problem.B), dtype="float32")
     layer = problem.layer()
     values = layer.intermediates(problem.forward(layer)[1])
-    for a in values.values():
-        assert (a.shape, a.dtype) == ((problem.B, problem.T, problem.H), np.float32)
+    for name, a in values.items():
+        width = problem.O if name.startswith("h_") else problem.H
+        assert (a.shape, a.dtype) == ((problem.B, problem.T, width), np.float32)
         assert a.flags.carray
     past = np.arange(problem.T) >= np.array(problem.lengths)[:, None]  # B, T
     for name, a in values.items():
@@ -106,7 +107,7 @@ def test_nobody_there(cell):
     for problem in (Problem(cell, B=0), Problem(cell, B=2, lengths=(0, 0), bidirectional=True)):
         layer = problem.layer()
         values = layer.intermediates(problem.forward(layer)[1])
-        assert {a.shape for a in values.values()} == {(problem.T, problem.B, problem.H)}
+        assert {a.shape for a in values.values()} == {(problem.T, problem.B, width) for width in (problem.H, problem.O)}
         assert not any(a.any() for a in values.values())
 
 

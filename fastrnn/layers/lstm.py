@@ -217,9 +217,12 @@ class LSTM(Recurrent):
         return multiply(tape, ut, run.i_size, empty, dx, add=dx is not None)
 
     def _kept(self, run: Run, own: Any) -> dict[str, np.ndarray]:
-        c, gates = own
+        c, gates, _ = own
         shift = run.where.shift
-        return {**self._gates(gates, run, "ifgo"), "c": c[shift : shift + run.total]}
+        kept = self._gates(gates, run, "igo" if self.coupled else "ifgo")
+        if self.coupled:
+            kept = {"i": kept["i"], "f": 1 - kept["i"], "g": kept["g"], "o": kept["o"]}
+        return {**kept, "c": c[shift : shift + run.total]}
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, o, empty = self.hidden_size, self._widths[0], self._empty

@@ -314,7 +314,7 @@ class Recurrent(Layer):
             for run, own in one.runs:
                 line = run.line * run.h.itemsize
                 after = run.h[run.where.shift * run.line :]
-                h = np.lib.stride_tricks.as_strided(after, (run.total, self.hidden_size), (line, run.h.itemsize))
+                h = np.lib.stride_tricks.as_strided(after, (run.total, self._widths[0]), (line, run.h.itemsize))
                 for name, a in {**self._kept(run, own), "h": h}.items():
                     a = layout.unpack(a if run.where.turned is None else a[run.where.turned])
                     a = a.swapaxes(0, 1) if self.batch_first else a
