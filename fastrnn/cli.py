@@ -1,8 +1,8 @@
 """The command line: `fastrnn train | sample | eval | inspect | info | warmup`.
 
 Results go to standard output, notices and errors to standard error. A mistake of the user's is one line and
-exit code 2; SIGINT and SIGTERM end with 130 and 143. What is heavy to import is imported where it is needed,
-so that `--help` and a mistyped option are answered at once.
+exit code 2; SIGINT and SIGTERM end with 130 and 143; 3 says that `train` could not save what it learned. What is
+heavy to import is imported where it is needed, so that `--help` and a mistyped option are answered at once.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _complain(args.name, f"not enough memory: {error}")
     except OSError as error:
-        return _complain(args.name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _complain(args.name, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return getattr(error, "exit_code", 2)  # training.NotSavedError has one of its own
     except (ValueError, ArithmeticError) as error:
         return _complain(args.name, str(error))
     return 0
@@ -158,29 +159,35 @@ def _resumed_options(checkpoint: os.PathLike[str], given: dict[str, Any]) -> dic
     header, _ = read_model_file(checkpoint)
     if "training" not in header:
         raise ModelFileError(f"{checkpoint}: a model, but not a state of training that can be resumed")
-    model, training = header["model"], header["training"]
-    saved = {
-        **model,
-        "layers": model["num_layers"],
-        **training["settings"],
-        "epochs": training["fit"]["epochs"],
-    }
-    saved |= {f"{part}_fraction": training["fit"][part] for part in ("validation", "held_out")}
+    try:
+        model, training = header["model"], header["training"]
+        saved = {
+            **model,
+            "layers": model["num_layers"],
+            **training["settings"],
+            "epochs": training["fit"]["epochs"],
+        }
+        saved |= {f"{part}_fraction": training["fit"][part] for part in ("validation", "held_out")}
+        done = int(training["epoch"])
+        saved = {name: saved[name] for name in TRAIN_DEFAULTS}
+    except (LookupError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{checkpoint}: its state of training makes no sense ({error!r})") from error
     for name, value in given.items():
         if name not in FREE and saved[name] != value:
             raise ValueError(f"{_option(name)} {value}, and the training to be resumed has {saved[name]}: leave it out")
-    options = {**{name: saved[name] for name in TRAIN_DEFAULTS}, **given}
-    if training["epoch"] >= options["epochs"]:
-        raise ValueError(f"all {training['epoch']} epochs are done: to go on, name more with --epochs")
+    options = {**saved, **given}
+    if done >= options["epochs"]:
+        raise ValueError(f"all {done} epochs are done: to go on, name more with --epochs")
     return options
 
 
 def _train_min_char(args: argparse.Namespace, given: dict[str, Any]) -> None:
+    import copy
     import time
 
     from .modelfile import check_writable
     from .models.minchar import min_char_model, min_char_rnn
-    from .training import Console, Interrupted, noted_signals
+    from .training import Console, Interrupted, NotSavedError, error_text, noted_signals
 
     wrong = [_option(name) for name in given if name not in MIN_CHAR_DEFAULTS] + ["--resume"] * args.resume
     if wrong:
@@ -194,6 +201,8 @@ def _train_min_char(args: argparse.Namespace, given: dict[str, Any]) -> None:
     lm = min_char_model(text, options["hidden_size"], options["seed"])
     print(f"text: {name}: {len(text):,} characters\nmin-char-rnn: {_describe(lm)}", flush=True)
 
+    # What compiles, compiles here, on a copy: a signal ends it at once, and there is nothing to save yet.
+    next(min_char_rnn(copy.deepcopy(lm), text, seq_length=options["seq_length"], sample_length=2))
     console, started, passes = Console(), time.perf_counter(), options["epochs"]
     every = 100 if args.sample_every is None else args.sample_every
     with noted_signals(console) as noted:
@@ -212,7 +221,10 @@ def _train_min_char(args: argparse.Namespace, given: dict[str, Any]) -> None:
             elapsed = time.perf_counter() - started
             if noted or (passes and iteration.passes >= passes) or (seconds is not None and elapsed >= seconds):
                 break
-        lm.save(args.output)
+        try:
+            lm.save(args.output)
+        except OSError as error:
+            raise NotSavedError(f"trained to iteration {iteration.n}, but not saved: {error_text(error)}") from error
         characters = (iteration.n + 1) * options["seq_length"]
         print(f"iter {iteration.n}, loss: {iteration.smooth_loss:f}, {characters / elapsed:,.0f} characters/s")
         print(f"model: {args.output}  (more text: fastrnn sample {shlex.quote(args.output)})", flush=True)

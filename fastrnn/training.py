@@ -4,12 +4,21 @@ The text is read as `B` contiguous rows in chunks of `T` steps (`text.Streams`);
 chunk is the state at the beginning of the next, the gradient stops between them. `Trainer` is everything that
 the loop remembers: saved and restored, it goes on as if it had never stopped, bit for bit. `run` is the loop,
 with the clock, the signals and the screen around it.
+
+A signal is honoured as soon as Python has it, which is when the kernel that runs returns: a step that is in its forward
+or backward pass then, a validation or a sample is given up, as if it had not begun, and only the short rest of a step
+(clipping, the optimizer) is finished. So the longest wait is the longest kernel call. With the default sizes that is 13
+ms on two cores. It is one layer's pass through one chunk, forward or backward, or the gradient of one of its weights,
+and it grows as B T H^2: at 100 GFLOP/s a second of it takes, for an LSTM, B T H^2 = 6e9, which is H = 1500 for B = T =
+50. The first time on a machine, compiling a kernel is as long a call, of up to two seconds, in pieces of less than one.
 """
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import hashlib
+import logging
 import math
 import os
 import shutil
@@ -18,6 +27,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +37,7 @@ from .losses import cross_entropy
 from .optim import SGD, Adagrad, Adam, RMSProp, clip_grad_norm
 from .text import Streams
 
-__all__ = ["Console", "Epoch", "Interrupted", "Trainer", "mean_loss", "run"]
+__all__ = ["Console", "Epoch", "Interrupted", "NotSavedError", "NotedSignals", "Trainer", "mean_loss", "run"]
 
 OPTIMIZERS = {"adam": Adam, "rmsprop": RMSProp, "adagrad": Adagrad, "sgd": SGD}
 
@@ -47,6 +58,16 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int, message: str):
         super().__init__(message)
         self.signum = signum
+
+
+class NotSavedError(OSError):
+    """Training is over, and its last state is not on the disk. The model that was trained has it still."""
+
+    exit_code = 3  # of the command line
+
+
+class _GivenUp(BaseException):
+    """What a signal raises in a window: see `NotedSignals`. It never leaves this module."""
 
 
 def mean_loss(model: Any, streams: Streams, stop: Callable[[], bool] = lambda: False) -> float | None:
@@ -97,7 +118,8 @@ class Trainer:
         self.optimizer = OPTIMIZERS[optimizer](model, lr=lr)
         self.streams = Streams(ids, batch_size, seq_length)
         self.validation = None if validation_ids is None else Streams(validation_ids, batch_size, seq_length)
-        self.rng = np.random.default_rng(seed)  # for the samples that are shown
+        self.seed = seed  # of the samples that are shown
+        self.window: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext  # where a signal may break in
 
         self.epoch = 0  # passes finished
         self.chunk = 0  # chunks of this pass finished
@@ -117,16 +139,27 @@ class Trainer:
         return self.settings["lr"] * 0.5 ** (self.epoch // every if every else 0)
 
     def step(self) -> int:
-        """One chunk forward and back, and one step of the optimizer. Returns the number of characters."""
+        """One chunk forward and back, and one step of the optimizer. Returns the number of characters.
+
+        If anything is raised before the optimizer's turn, a signal in the `window` too, the step has not happened.
+        """
         x, target = self.streams.chunk(self.chunk)
-        logits, self.state, tape = self.model.forward(x, self.state)
-        loss, dlogits = cross_entropy(logits, target)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {self.steps + 1}: training has diverged; lower the learning rate"
-            )
-        self.model.zero_grad()
-        self.model.backward(tape, dlogits)
+        generators = [(rng.bit_generator, rng.bit_generator.state) for rng in self.model.generators()]
+        try:
+            with self.window():
+                logits, state, tape = self.model.forward(x, self.state)
+                loss, dlogits = cross_entropy(logits, target)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"the loss is {loss} at step {self.steps + 1}: training has diverged; lower the learning rate"
+                    )
+                self.model.zero_grad()
+                self.model.backward(tape, dlogits)
+        except BaseException:
+            for generator, before in generators:
+                generator.state = before
+            raise
+        self.state = state
         if self.settings["clip"]:
             clip_grad_norm(self.model, self.settings["clip"])
         self.optimizer.lr = self.learning_rate()
@@ -156,10 +189,15 @@ class Trainer:
         if self.validation is None:
             self.best_params = self.model.state_dict()
             return None
-        loss = mean_loss(self.model, self.validation, stop)
+        with self.window():
+            loss = mean_loss(self.model, self.validation, stop)
         if loss is not None and loss < (math.inf if self.best is None else self.best):
             self.best, self.best_params = loss, self.model.state_dict()
         return loss
+
+    def sample_rng(self) -> np.random.Generator:
+        """For the sample at this step: of nothing that was shown before, so that a sample can be given up."""
+        return np.random.default_rng([self.seed, self.steps])
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """All of it but the model's weights: what JSON can hold, and arrays."""
@@ -179,7 +217,6 @@ class Trainer:
             "best": self.best,
             "state": _shape_of(self.state),
             "optimizer": {name: value for name, value in optimizer.items() if not isinstance(value, np.ndarray)},
-            "rng": self.rng.bit_generator.state,
             "layer_rngs": [rng.bit_generator.state for rng in self.model.generators()],
         }
         return header, arrays
@@ -187,7 +224,8 @@ class Trainer:
     def load_state_dict(self, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         """Goes to the point that `state_dict` saved. The model's weights are the caller's to restore.
 
-        `ValueError` if the text or the way it is cut into chunks is not the one of then.
+        `ValueError` if the text or the way it is cut into chunks is not the one of then, and for numbers that are of no
+        training of this kind.
         """
         for name in ("batch_size", "seq_length", "optimizer"):
             if header["settings"][name] != self.settings[name]:
@@ -204,11 +242,13 @@ class Trainer:
         self.optimizer.load_state_dict({**header["optimizer"], **part("optimizer/")})
         leaves = part("state/")
         self.state = _from_leaves(header["state"], iter([leaves[str(n)] for n in range(len(leaves))]))
+        for name, most in (("epoch", math.inf), ("chunk", len(self.streams)), ("steps", math.inf)):
+            if type(header[name]) is not int or not 0 <= header[name] <= most:
+                raise ValueError(f"{name} is {header[name]!r}, expected a number from 0 to {most}")
         self.epoch, self.chunk, self.steps = header["epoch"], header["chunk"], header["steps"]
         self.loss_sum, self.smooth_loss = header["loss_sum"], header["smooth_loss"]
         self.history = [Epoch(*epoch) for epoch in header["history"]]
         self.best, self.best_params = header["best"], part("best/") or None
-        self.rng.bit_generator.state = header["rng"]
         for rng, state in zip(self.model.generators(), header["layer_rngs"], strict=True):
             rng.bit_generator.state = state
 
@@ -248,54 +288,102 @@ def run(
 
     `sample()` gives the text to show after steps 100, 200, 500, 1000, ..., or after every `sample_every`
     steps (0: never). `save(latest)` keeps the best weights so far and, if `latest`, the trainer; it is called
-    every `save_every` seconds, and at the end. A SIGINT or SIGTERM lets the step finish, saves, and raises
-    `Interrupted`.
+    every `save_every` seconds, and at the end. An `OSError` of it on the way is told, and training goes on to
+    the next time; one at the end is `NotSavedError`. A SIGINT or SIGTERM ends the step, as the head of this file
+    says, saves, and raises `Interrupted`.
     """
     console = console or Console(silent=True)
     clock = time.perf_counter
-    started = saved = clock()
+    started = clock()
     deadline = math.inf if time_limit is None else started + time_limit
-    pace = _Pace()
+    pace, saving = _Pace(), _Saving(save, save_every, console)
     console.passing("starting; the first time, kernels are compiled, which takes some seconds")
-    with noted_signals(console) as noted:
-
-        def stop() -> bool:
-            return bool(noted)
-
-        while trainer.epoch < epochs:
-            if not trainer.pass_is_over():
-                before = clock()
-                try:
-                    characters = trainer.step()
-                except FloatingPointError:
-                    save(False)  # the best so far; the latest is of no use to anyone
-                    raise
-                now = clock()
-                pace.add(characters, now - before)
-                if sample is not None and sample_is_due(trainer.steps, sample_every):
-                    title = f"step {trainer.steps:,}, loss {trainer.smooth_loss:.3f}"
-                    console.say(f"----- {title} -----\n{sample()}\n-----")
-                if console.is_due(now):
-                    console.progress(_progress(trainer, epochs, pace, deadline - now))
-            elif epoch := trainer.end_pass(stop):
-                console.say(_summary(epoch, epochs, trainer, pace))
-            if stop():
-                break
-            now = clock()
-            if now >= deadline:
-                break
-            if now - saved >= save_every:
-                save(True)
-                saved = now
-        within_a_pass = trainer.chunk > 0 or trainer.best_params is None
-        if within_a_pass and not stop():
-            loss = trainer.validate(stop)
-            where = f"time is up in epoch {trainer.epoch + 1}/{epochs}  step {trainer.steps:,}"
-            console.say(where + ("" if loss is None else f"  validation {loss:.4f}{_mark(trainer, loss)}"))
-        save(True)
+    with noted_signals(console) as signals:
+        trainer.window, stop = signals.window, signals.came
+        try:
+            while trainer.epoch < epochs and not stop():
+                if not trainer.pass_is_over():
+                    before = clock()
+                    try:
+                        characters = trainer.step()
+                    except FloatingPointError:
+                        saving.attempt(False)  # the best so far; the latest is of no use to anyone
+                        raise
+                    now = clock()
+                    pace.add(characters, now - before)
+                    if sample is not None and sample_is_due(trainer.steps, sample_every):
+                        title = f"step {trainer.steps:,}, loss {trainer.smooth_loss:.3f}"
+                        with signals.window():
+                            text = sample()
+                        console.say(f"----- {title} -----\n{text}\n-----")
+                    if console.is_due(now):
+                        console.progress(_progress(trainer, epochs, pace, deadline - now))
+                elif epoch := trainer.end_pass(stop):
+                    console.say(_summary(epoch, epochs, trainer, pace))
+                if stop() or clock() >= deadline:
+                    break
+                saving.if_due()
+            within_a_pass = trainer.chunk > 0 or trainer.best_params is None
+            if within_a_pass and not stop():
+                loss = trainer.validate(stop)
+                where = f"time is up in epoch {trainer.epoch + 1}/{epochs}  step {trainer.steps:,}"
+                console.say(where + ("" if loss is None else f"  validation {loss:.4f}{_mark(trainer, loss)}"))
+        except _GivenUp:
+            pass
+        finally:
+            trainer.window = contextlib.nullcontext
+        error = saving.last()
         console.say(f"{trainer.steps:,} steps; {_duration(clock() - started)}, {pace} while training")
+        stopped = f"stopped after step {trainer.steps:,}, epoch {trainer.epoch + 1}"
+        if error is not None:
+            when = stopped if stop() else f"trained to step {trainer.steps:,}"
+            raise NotSavedError(f"{when}, but not saved: {error_text(error)}") from error
         if stop():
-            raise Interrupted(noted[0], f"stopped after step {trainer.steps:,}, epoch {trainer.epoch + 1}")
+            raise Interrupted(signals[0], stopped)
+
+
+def error_text(error: BaseException) -> str:
+    """What went wrong with which file, in one line."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+class _Saving:
+    """Saves now and then. A failure is told when it begins and when it is over, and does not end the training."""
+
+    def __init__(self, save: Callable[[bool], None], every: float, console: Console) -> None:
+        self._save, self._every, self._console = save, every, console
+        self._at = time.perf_counter()
+        self._told = ""
+
+    def if_due(self) -> None:
+        if time.perf_counter() - self._at >= self._every:
+            self.attempt(True)
+
+    def attempt(self, latest: bool) -> None:
+        error = self._try(latest)
+        if error is not None and error_text(error) != self._told:
+            self._told = error_text(error)
+            self._console.warn(
+                f"not saved: {self._told}; training goes on, and this is tried again every {self._every:g} s"
+            )
+
+    def last(self) -> OSError | MemoryError | None:
+        """The error, if the last state could not be saved: its teller is the caller."""
+        return self._try(True)
+
+    def _try(self, latest: bool) -> OSError | MemoryError | None:
+        try:
+            self._save(latest)
+        except (OSError, MemoryError) as error:
+            return error
+        finally:
+            self._at = time.perf_counter()
+        if self._told:
+            self._told = ""
+            self._console.warn("saved again")
+        return None
 
 
 def sample_is_due(steps: int, every: int | None) -> bool:
@@ -377,13 +465,14 @@ class Console:
 
     def progress(self, text: str) -> None:
         self._due = time.perf_counter() + self._interval
-        if self._terminal:
-            text = text[: shutil.get_terminal_size().columns - 1]
-            sys.stderr.write("\r" + text.ljust(self._shown))
-            self._shown = len(text)
-        else:
-            sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        with _full_disks():
+            if self._terminal:
+                text = text[: shutil.get_terminal_size().columns - 1]
+                sys.stderr.write("\r" + text.ljust(self._shown))
+                self._shown = len(text)
+            else:
+                sys.stderr.write(text + "\n")
+            sys.stderr.flush()
 
     def passing(self, text: str) -> None:
         """Shown on a terminal until the next line comes, and nowhere else."""
@@ -398,27 +487,109 @@ class Console:
 
     def say(self, text: str) -> None:
         if not self.silent:
+            with _full_disks():
+                self.clear()
+                print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """One line on standard error; from a silent console, a warning of the logger "fastrnn"."""
+        if self.silent:
+            logging.getLogger("fastrnn").warning("%s", text)
+            return
+        with _full_disks():
             self.clear()
-            print(text, flush=True)
+            print(f"fastrnn: {text}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def noted_signals(console: Console) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are put into the list instead of ending the program at once; a second one does end
-    it.
+def _full_disks() -> Iterator[None]:
+    """What can't be shown, because the output is a file on a disk that is full, does not end a training."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads any more, as in `| head`
+        raise
+    except OSError:
+        pass
+
+
+class NotedSignals(list[int]):
+    """The numbers of the signals that came. Within a `window` the first one breaks in; elsewhere it is noted only."""
+
+    def __init__(self) -> None:
+        self._open = self._nudged = False
+        self._lock = threading.Lock()  # never taken by the handler, which may run while this thread has it
+
+    def came(self) -> bool:
+        return bool(self)
+
+    @contextlib.contextmanager
+    def window(self) -> Iterator[None]:
+        """What runs within may be given up at any moment, as if it had not begun."""
+        try:
+            self._open = True
+            if self:
+                raise _GivenUp
+            yield
+        finally:
+            with self._lock:
+                self._open = False
+
+    def handle(self, signum: int, frame: FrameType | None) -> bool:
+        """Called by the handler. True if this is a second signal."""
+        nudged, self._nudged = self._nudged, False
+        if not nudged:
+            if self:
+                return True
+            self.append(signum)
+        if self._open:
+            if _would_be_lost(frame):
+                _thread.start_new_thread(self._nudge, (signum,))  # threading's own way takes locks
+            else:
+                self._open = False
+                raise _GivenUp
+        return False
+
+    def _nudge(self, signum: int) -> None:
+        """Has the handler called once more, a moment later."""
+        time.sleep(0.01)
+        with self._lock:
+            if self._open:
+                self._nudged = True
+                _thread.interrupt_main(signal.Signals(signum))
+
+
+_NO_WAY_OUT = {"__del__", "__enter__", "__exit__", "_raw_object_cache_notify", "_raw_object_cache_getbuffer"}
+
+
+def _would_be_lost(frame: FrameType | None) -> bool:
+    """Whether what is raised in this frame is lost: in destructors, and where LLVM calls back while it compiles, it
+    ends as a line "Exception ignored in" on the screen. A context manager half entered or left could keep its lock.
+    """
+    while frame is not None:
+        if frame.f_code.co_name in _NO_WAY_OUT:
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextlib.contextmanager
+def noted_signals(console: Console) -> Iterator[NotedSignals]:
+    """SIGINT and SIGTERM are noted instead of ending the program at once; a second one does end it.
 
     A handler that somebody else has installed stays, and outside the main thread, where signals don't arrive,
     nothing is done.
     """
-    noted: list[int] = []
+    noted = NotedSignals()
     usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
-    def note(signum: int, frame: Any) -> None:
-        noted.append(signum)
-        signal.signal(signum, usual[signum])
-        if not console.silent:  # by os.write: the signal may have come in the middle of a print
+    def note(signum: int, frame: FrameType | None) -> None:
+        first = not noted
+        if first and not console.silent:  # by os.write: the signal may have come in the middle of a print
             with contextlib.suppress(OSError):
-                os.write(2, b"\nfinishing the step, then saving; once more to stop at once\n")
+                os.write(2, b"\nstopping, and saving; once more to stop at once\n")
+        if noted.handle(signum, frame):
+            signal.signal(signum, usual[signum])
+            signal.raise_signal(signum)
 
     mine = []
     if threading.current_thread() is threading.main_thread():

@@ -12,6 +12,7 @@ import pytest
 from helpers import JIT, run_python
 
 import fastrnn.training
+from fastrnn import modelfile
 from fastrnn.layers.sequential import Sequential
 from fastrnn.modelfile import ModelFileError, read_model_file, write_model_file
 from fastrnn.models.charlm import CharLM, checkpoint_path
@@ -239,13 +240,14 @@ def test_a_model_without_weights_says_what_to_do():
 
 
 def stop_after(monkeypatch, steps, signum=signal.SIGINT):
-    """The signal comes in the middle of step number `steps` (counted from the beginning of the training)."""
+    """The signal comes at the end of step number `steps` (counted from the beginning of the training)."""
     step = Trainer.step
 
     def interrupted(self):
-        if self.steps == steps - 1:
+        characters = step(self)
+        if self.steps == steps:
             signal.raise_signal(signum)
-        return step(self)
+        return characters
 
     monkeypatch.setattr(Trainer, "step", interrupted)
 
@@ -427,7 +429,7 @@ def test_files_that_pickle_would_open(tmp_path):
             return (os.mkdir, (str(trap),))
 
     np.savez(path, header=np.array([Trap()], dtype=object), sha256=np.zeros(32, np.uint8))
-    with pytest.raises(ModelFileError, match="object"):
+    with pytest.raises(ModelFileError, match="something else wrote"):
         CharLM.load(path)
     assert not trap.exists()
     np.load(path, allow_pickle=True)["header"]  # the trap works: it is we who did not step into it
@@ -484,7 +486,8 @@ def rewritten(path, change):
         (lambda h, a: h.pop("vocabulary"), "vocabulary"),
         (lambda h, a: h.update(vocabulary=""), "empty"),
         (lambda h, a: h.update(vocabulary=[1, 2]), "list"),
-        (lambda h, a: h.update(vocabulary="abcd"), "shape"),
+        (lambda h, a: h.update(vocabulary="abcd"), "too few"),
+        (lambda h, a: h.update(vocabulary="ab"), "shape"),
         (lambda h, a: h.pop("model"), "model"),
         (lambda h, a: h["model"].update(cell="gru"), "cell"),
         (lambda h, a: h["model"].update(unknown=1), "unknown"),
@@ -499,23 +502,6 @@ def test_whole_files_that_make_no_sense(small_file, change, message):
     rewritten(small_file, change)
     with pytest.raises(ModelFileError, match=message):
         CharLM.load(small_file)
-
-
-def test_an_array_may_not_claim_more_than_its_bytes(tmp_path):
-    """A shape of 4 GB over three bytes is refused before anything of that size is allocated."""
-    path = tmp_path / "model.npz"
-    np.savez(path, header=np.zeros(3, np.uint8), sha256=np.zeros(32, np.uint8))
-    data = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        entries = {info.filename: archive.read(info) for info in archive.infolist()}
-    entries["header.npy"] = entries["header.npy"].replace(b"(3,), }        ", b"(4000000000,), }")[:128] + b"abc"
-    assert b"4000000000" in entries["header.npy"]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, entry in entries.items():
-            archive.writestr(name, entry)
-    assert path.read_bytes() != data
-    with pytest.raises(ModelFileError, match="shape does not fit"):
-        CharLM.load(path)
 
 
 KILLED = """
@@ -534,15 +520,14 @@ KILLED = """
             return result
         return call
 
-    def half(file, **arrays):
-        file.write(b"PK half of it")
-        file.flush()
+    def half(arrays):
+        yield b"PK" + bytes(1 << 20)
         os.kill(os.getpid(), signal.SIGKILL)
 
     for name in real:
         setattr(os, name, killed(name))
     if moment == "while writing":
-        np.savez = half
+        modelfile._pieces = half
     modelfile.write_model_file(path, {{"n": 2}}, {{"a": np.full(1000, 2.0)}})
 """
 
@@ -572,12 +557,12 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch)
     path = tmp_path / "model.npz"
     write_model_file(path, {"n": 1}, {})
 
-    def full(file, **arrays):
-        file.write(b"PK")
+    def full(arrays):
+        yield b"PK"
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(modelfile, "_pieces", full)
+    with pytest.raises(OSError, match=r"No space.*model\.npz"):
         write_model_file(path, {"n": 2}, {})
     assert read_model_file(path)[0]["n"] == 1
     assert os.listdir(tmp_path) == ["model.npz"]

@@ -26,7 +26,7 @@ from ..modelfile import ModelFileError, check_writable, read_model_file, write_m
 from ..sampling import check_temperature, generate
 from ..streaming import Stream, StreamPool
 from ..text import Streams, Vocabulary, split_text
-from ..training import Console, Epoch, Trainer, mean_loss, run
+from ..training import Console, Epoch, NotSavedError, Trainer, mean_loss, run
 
 __all__ = ["CharLM", "Evaluation", "checkpoint_path"]
 
@@ -184,8 +184,13 @@ class CharLM:
         `checkpoint="model.npz"` keeps the best model there and the latest state of training in
         `model.ckpt.npz`, written every 30 seconds and at the end. With `resume=True` training goes on from
         there, to the bit as if it had not stopped; text, `batch_size`, `seq_length` and `optimizer` must be
-        the same, the rest may differ. `time_limit` (seconds) ends training early, in good order. Ctrl-C and
-        SIGTERM let the step finish, write the checkpoint and raise `Interrupted`, a `KeyboardInterrupt`.
+        the same, the rest may differ. `time_limit` (seconds) ends training early, in good order.
+
+        Ctrl-C and SIGTERM end the step that is under way as soon as the kernel that runs returns (training.py says how
+        long that may take), write the checkpoint and raise `Interrupted`, a `KeyboardInterrupt`. Files that can't be
+        written along the way (a full disk, a folder that has gone) do not end the training: that is told, and tried
+        again 30 seconds later. If they can't be written at the end, `NotSavedError`, an `OSError`, is raised; the
+        model has what it learned, and `save` may try another place.
 
         With `progress`, epochs and samples are printed on standard output, the progress line on standard
         error. A sample is shown after steps 100, 200, 500, 1000 and so on, or after every `sample_every`
@@ -197,6 +202,7 @@ class CharLM:
             raise ValueError("resume needs a checkpoint: name the model's file")
         if checkpoint is not None:
             check_writable(checkpoint)
+            check_writable(checkpoint_path(checkpoint))
         latest_path = None if checkpoint is None else checkpoint_path(checkpoint)
         fraction = 0.0 if isinstance(validation, str) else float(validation)
         epochs, held_out = _positive("epochs", epochs), float(held_out)
@@ -225,9 +231,13 @@ class CharLM:
             nonlocal kept
             if checkpoint is None or latest_path is None:
                 return
+            failed: OSError | None = None
             if trainer.best_params is not None and trainer.best_params is not kept:
-                write_model_file(checkpoint, *self._contents(trainer.best_params))
-                kept = trainer.best_params
+                try:
+                    write_model_file(checkpoint, *self._contents(trainer.best_params))
+                    kept = trainer.best_params
+                except OSError as error:
+                    failed = error  # the checkpoint, which has these weights too, may still find a place
             if latest:
                 model_header, model_arrays = self._contents(self.model.params)
                 training, training_arrays = trainer.state_dict()
@@ -237,25 +247,37 @@ class CharLM:
                     {**model_header, "training": training},
                     {**model_arrays, **training_arrays},
                 )
+            if failed is not None:
+                raise failed
 
-        run(
-            trainer,
-            epochs=epochs,
-            time_limit=time_limit,
-            console=Console(silent=not progress),
-            sample=(lambda: self._sample(300, "", 0.8, trainer.rng)) if progress else None,
-            sample_every=sample_every,
-            save=save,
-        )
-        if trainer.best_params is not None:
-            self.model.load_state_dict(trainer.best_params)
+        def take_best() -> None:
+            if trainer.best_params is not None:
+                self.model.load_state_dict(trainer.best_params)
+
+        try:
+            run(
+                trainer,
+                epochs=epochs,
+                time_limit=time_limit,
+                console=Console(silent=not progress),
+                sample=(lambda: self._sample(300, "", 0.8, trainer.sample_rng())) if progress else None,
+                sample_every=sample_every,
+                save=save,
+            )
+        except NotSavedError:
+            take_best()
+            raise
+        take_best()
         return trainer.history
 
     def _trainer(self, text: str, validation: str, resume: Path | None, **settings: Any) -> Trainer:
         """The trainer of this model for `text`, at its beginning or where the checkpoint `resume` left it."""
         if resume is not None:
             header, arrays = read_model_file(resume)
-            self._restore(header, arrays, resume=True)
+            try:
+                self._restore(header, arrays, resume=True)
+            except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+                raise ModelFileError(f"{resume}: not a model that this fastrnn can read ({error!r})") from error
         elif self.model is None:
             self.build(text)
         assert self.vocabulary is not None
@@ -265,7 +287,10 @@ class CharLM:
             self.model, ids, validation_ids if len(validation_ids) > 1 else None, seed=self.seed, **settings
         )
         if resume is not None:
-            trainer.load_state_dict(header["training"], arrays)
+            try:
+                trainer.load_state_dict(header["training"], arrays)
+            except (ArithmeticError, AttributeError, LookupError, StopIteration, TypeError) as error:
+                raise ModelFileError(f"{resume}: its state of training makes no sense ({error!r})") from error
         return trainer
 
     # ---------------------------------------------------------------- use
@@ -392,12 +417,19 @@ class CharLM:
             self.seed = header["model"]["seed"]
         params = {name.removeprefix("model/"): a for name, a in arrays.items() if name.startswith("model/")}
         # Before anything of the size that the header claims is allocated: are there weights for it?
-        size = sum(array.size for array in params.values())
-        claimed = self.num_layers * self.hidden_size**2 + len(header["vocabulary"]) * (self.embedding_size or 1)
+        size, claimed = sum(array.size for array in params.values()), self._count(len(header["vocabulary"]))
         if size < claimed:
-            raise ValueError(f"{size:,} weights are too few for {self!r}")
+            raise ValueError(f"{size:,} weights are too few for {self!r}, which has {claimed:,}")
         self.build(header["vocabulary"])
         self.model.load_state_dict(params)
+
+    def _count(self, V: int) -> int:
+        """How many weights the model has for `V` characters."""
+        H, E = self.hidden_size, self.embedding_size
+        rows = H if self.cell == "rnn" else 4 * H
+        inputs = (E or V) + (self.num_layers - 1) * H
+        layers = rows * (inputs + self.num_layers * (H + 2)) + self.num_layers * (3 * H if self.peephole else 0)
+        return V * (E or 0) + layers + (H + 1) * V
 
     def _built(self) -> Any:
         if self.model is None:
