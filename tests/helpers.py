@@ -143,7 +143,9 @@ class Problem:
                 shapes |= {f"{name}_l{layer}{end}": shape for name, shape in one.items()}
         # Pre-activations stay of order 1: the gradients of saturated gates would be made of rounding errors.
         scales = {
-            name: shape[-1] ** -0.5 if name.startswith(("weight_ih", "weight_hh")) or len(shape) == 3 else 0.5
+            name: shape[-1] ** -0.5
+            if name.startswith(("weight_ih", "weight_hh", "weight_hr")) or len(shape) == 3
+            else 0.5
             for name, shape in shapes.items()
         }
         return {name: self.random(name, *shape, scale=scales[name]) for name, shape in shapes.items()}
