@@ -32,12 +32,12 @@ class Unit(NamedTuple):
     """A hidden unit, and the property of the text that its value follows best."""
 
     layer: int  # from 0, as in the parameters' names
-    index: int
+    number: int  # of 0 ... H-1
     follows: str
     r: float  # correlation of the two, -1 to 1; 0 for a unit that does not move
 
     def __str__(self) -> str:
-        return f"layer {self.layer}, unit {self.index}: {self.follows}, r = {self.r:+.2f}"
+        return f"layer {self.layer}, unit {self.number}: {self.follows}, r = {self.r:+.2f}"
 
 
 class Inspection(NamedTuple):
@@ -212,8 +212,8 @@ def _gradient(model: Any, ids: np.ndarray, states: dict[str, np.ndarray], depth:
     for k in range(depth):
         logits, state, tape = model.forward(ids[starts + k][None], state)
         tapes.append(tape)
-    _, dlogits = cross_entropy(logits, ids[starts + depth][None])
-    dlogits *= len(starts)  # of each place's own loss, not of their mean
+    _, mean = cross_entropy(logits, ids[starts + depth][None])
+    dlogits = np.asarray(mean) * len(starts)  # of each place's own loss
     norms: dict[str, list[np.ndarray]] = {letter: [] for letter in letters}
     dstate = None
     for tape in reversed(tapes):

@@ -45,9 +45,9 @@ def page(found: Inspection, title: str, about: str = "", count: int = 12) -> str
     count : how many units are shown on the text, at most two that follow the same property
 
     >>> import fastrnn as fr
-    >>> lm = fr.CharLM(hidden_size=8, num_layers=1, embedding_size=4, seed=1).build("<b>\\n")
-    >>> html = page(lm.inspect("<b>\\n" * 50), "A & B")
-    >>> "<h1>A &amp; B</h1>" in html, "<b>" in html
+    >>> lm = fr.CharLM(hidden_size=8, num_layers=1, embedding_size=4, seed=1).build("<i>\\n")
+    >>> html = page(lm.inspect("<i>\\n" * 50), "A & B")
+    >>> "<h1>A &amp; B</h1>" in html, "<i>" in html
     (True, False)
     """
     parts = [
@@ -123,7 +123,7 @@ def _shade(value: float) -> str:
 
 
 def _unit(found: Inspection, unit: Unit) -> str:
-    value = found.values[:, unit.layer, unit.index].astype(np.float64)
+    value = found.values[:, unit.layer, unit.number].astype(np.float64)
     property = found.properties[unit.follows]
     if len(np.unique(property)) == 2:
         high, low = value[property > property.min()].mean(), value[property == property.min()].mean()
@@ -141,7 +141,7 @@ def _unit(found: Inspection, unit: Unit) -> str:
         parts.append(f"<span{shade}>{run}</span>" if shade else run)
         start = end
     return (
-        f"<h3>Layer {unit.layer}, unit {unit.index}: {unit.follows}, r = {unit.r:+.2f}</h3>\n"
+        f"<h3>Layer {unit.layer}, unit {unit.number}: {unit.follows}, r = {unit.r:+.2f}</h3>\n"
         f'<p class="soft">{found.shown} from {value.min():+.2f} to {value.max():+.2f}. {mean}</p>\n'
         f"<pre>{''.join(parts)}</pre>"
     )
@@ -160,7 +160,8 @@ def _means(value: np.ndarray, property: np.ndarray, unit: Unit) -> str:
 def _frame(size: tuple[int, int], x_label: str, y_label: str, ticks: tuple[list, list], marks: list[str]) -> str:
     """An SVG with axes. ticks : for x and y, (place from 0 to 1, text); marks : what is drawn inside."""
     w, h = size
-    out = [f'<svg viewBox="-52 -8 {w + 64} {h + 46}" width="{w + 64}" height="{h + 46}" role="img">']
+    size_of = f'viewBox="-52 -8 {w + 64} {h + 46}" width="{w + 64}" height="{h + 46}"'
+    out = [f'<svg {size_of} role="img" aria-label="{y_label} against {x_label}">']
     out.append(f'<path d="M0 0V{h}H{w}"/>')
     for place, text in ticks[0]:
         out.append(f'<text x="{place * w:.1f}" y="{h + 15}" text-anchor="middle">{text}</text>')
