@@ -1,6 +1,6 @@
 """What is compared: the table of cases that the benchmark, its tests and its report are driven by.
 
-Letters: T time steps, B sequences in the batch, I input size, H hidden size, L layers, V vocabulary.
+Letters: T time steps, B sequences in the batch, I input size, H hidden size, L layers, V vocabulary, D directions.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ class Cell(NamedTuple):
     def lstm(self) -> bool:
         return self.gates == 4
 
+    @property
+    def gru(self) -> bool:
+        """PyTorch's: the reset gate acts on the recurrent product."""
+        return self.gates == 3
+
 
 CELLS = {
     "rnn-tanh": Cell(1),
     "rnn-relu": Cell(1, "relu"),
     "lstm": Cell(4),
     "lstm-peephole": Cell(4, peephole=True),
+    "gru": Cell(3),
 }
 
 #: infer    a sequence from the zero state, nothing kept train    gradients zeroed, forward, backward to the
@@ -55,6 +61,8 @@ class Case:
     V: int = 0
     dtype: str = "float32"
     groups: tuple[str, ...] = ()
+    D: int = 1
+    shortest: int = 0  # if not 0, the rows' lengths are uniform in shortest .. T (problem.py)
 
     @property
     def name(self) -> str:
@@ -67,6 +75,8 @@ class Case:
         else:
             name = f"{self.cell}-{self.kind}-{self.T}x{self.B}x{self.I}x{self.H}"
             name += f"-{self.L}layers" if self.L > 1 else ""
+            name += "-bidirectional" if self.D > 1 else ""
+            name += f"-lengths{self.shortest}" if self.shortest else ""
         name += f"-{self.dtype}" if self.dtype != "float32" else ""
         return f"{HIDDEN}-{name}" if HIDDEN in self.groups else name
 
@@ -92,26 +102,33 @@ TRAIN = [
 ]  # fmt: skip
 ODD = [(33, 7, 19, 75), (80, 24, 40, 320), (200, 3, 100, 300), (17, 5, 3, 5)]
 STACKED = [(100, 32, 128, 256), (60, 32, 293, 128)]
+MODEST = [(100, 32, 128, 256), (50, 32, 64, 128), (128, 16, 32, 32)]
+LENGTHS, SHORTEST = [(100, 32, 128, 256)], 10
+# Both directions, and lengths: cells of which PyTorch has fused ones too.
+FUSED = ("rnn-tanh", "lstm", "gru")
 MODELS = [(1, 128), (2, 128), (2, 256), (3, 512)]  # L, H
 
-# What `--quick` runs (two minutes), and what `pytest bench/` does: fastrnn alone, in seconds.
+# What `--quick` runs (a little over two minutes), and what `pytest bench/` does: fastrnn alone, in seconds.
 QUICK = {
     "lstm-infer-100x64x256x512", "lstm-infer-100x32x128x256", "lstm-infer-150x1x256x256",
     "lstm-train-100x64x256x512", "lstm-train-25x128x1024x1024", "lstm-train-100x32x128x256",
     "lstm-peephole-train-100x32x128x256", "rnn-tanh-train-100x32x128x256", "lstm-step-B1-H64",
-    "charlm-lstm-2x128", "minchar", "startup",
+    "gru-infer-100x32x128x256", "gru-train-100x32x128x256", "lstm-train-100x32x128x256-2layers-bidirectional",
+    "lstm-train-100x32x128x256-lengths10", "charlm-lstm-2x128", "minchar", "startup",
 }  # fmt: skip
 PYTEST = {
     "lstm-infer-100x32x128x256", "lstm-infer-150x1x256x256", "rnn-tanh-infer-100x32x128x256",
     "lstm-train-50x32x64x128", "lstm-train-100x32x128x256", "lstm-peephole-train-50x32x64x128",
-    "rnn-tanh-train-50x32x64x128", "lstm-step-B1-H64", "rnn-tanh-step-B1-H64", "charlm-lstm-1x128", "minchar",
+    "rnn-tanh-train-50x32x64x128", "gru-infer-50x32x64x128", "gru-train-50x32x64x128",
+    "lstm-step-B1-H64", "rnn-tanh-step-B1-H64", "gru-step-B1-H64", "charlm-lstm-1x128", "minchar",
 }  # fmt: skip
 # What the README shows.
 HEADLINE = {
     *(f"{cell}-{kind}-" + "x".join(map(str, shape)) for cell in ("lstm", "lstm-peephole")
       for kind in ("infer", "train") for shape in MAIN),
-    "rnn-tanh-infer-100x32x128x256", "rnn-tanh-train-100x32x128x256", "lstm-step-B1-H64", "charlm-lstm-2x128",
-    "minchar",
+    "rnn-tanh-infer-100x32x128x256", "rnn-tanh-train-100x32x128x256", "gru-infer-100x32x128x256",
+    "gru-train-100x32x128x256", "lstm-train-100x32x128x256-2layers-bidirectional",
+    "lstm-train-100x32x128x256-lengths10", "lstm-step-B1-H64", "charlm-lstm-2x128", "minchar",
 }  # fmt: skip
 
 
@@ -132,11 +149,18 @@ def _sequences() -> Iterator[Case]:
     for kind in ("infer", "train"):
         add(kind, ODD, "odd")
         add(kind, STACKED, "stacked", L=2)
+        add(kind, MODEST, "modest")
         add(kind, [(100, 32, 4, 64)], "float64", L=3, dtype="float64")
     add("infer", [(2000, 8, 256, 256)], "long", L=2)
     for cell in CELLS:
         for (kind, (T, B, I, H), L, dtype), groups in shapes.items():  # noqa: E741
             yield Case(kind, cell, T, B, I, H, L, 0, dtype, (*groups, f"{cell}-{kind}"))
+        if cell in FUSED:
+            for kind in ("infer", "train"):
+                for T, B, I, H in STACKED:  # noqa: E741
+                    yield Case(kind, cell, T, B, I, H, 2, groups=("bidirectional", f"{cell}-{kind}"), D=2)
+                for T, B, I, H in LENGTHS:  # noqa: E741
+                    yield Case(kind, cell, T, B, I, H, groups=("lengths", f"{cell}-{kind}"), shortest=SHORTEST)
 
 
 def _table() -> Iterator[Case]:
@@ -145,7 +169,7 @@ def _table() -> Iterator[Case]:
         for B in (1, 16, 64):
             for H in STEPS:
                 yield Case("step", cell, 1, B, H, H, groups=("step", f"step-B{B}", f"{cell}-step"))
-    for cell in ("lstm", "rnn-tanh"):
+    for cell in FUSED:
         for L, H in MODELS:
             yield Case("charlm", cell, 50, 50, 64, H, L, 65, groups=("charlm",))
     yield Case("minchar", "rnn-tanh", 25, 1, 0, 100, 1, 65, groups=("minchar",))
@@ -154,6 +178,11 @@ def _table() -> Iterator[Case]:
         yield Case("infer", cell, 4, 3, 5, 7, 2, groups=(HIDDEN,))
         yield Case("train", cell, 4, 3, 5, 7, groups=(HIDDEN,))
         yield Case("step", cell, 1, 2, 5, 7, groups=(HIDDEN,))
+    for cell in FUSED:
+        for kind in ("infer", "train"):
+            yield Case(kind, cell, 5, 3, 5, 7, 2, groups=(HIDDEN,), D=2)
+            yield Case(kind, cell, 6, 4, 5, 7, groups=(HIDDEN,), shortest=2)
+            yield Case(kind, cell, 6, 4, 5, 7, 2, groups=(HIDDEN,), D=2, shortest=2)
     yield Case("infer", "lstm", 4, 3, 5, 7, dtype="float64", groups=(HIDDEN,))
     yield Case("charlm", "lstm", 5, 3, 6, 7, 2, 11, groups=(HIDDEN,))
     yield Case("minchar", "rnn-tanh", 5, 1, 0, 9, 1, 11, groups=(HIDDEN,))

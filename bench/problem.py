@@ -39,13 +39,14 @@ class Problem:
         """Of the recurrent layers, as PyTorch draws them: uniform in +-1 / sqrt(H)."""
         case, cell = self.case, CELLS[self.case.cell]
         shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(case.L):
-            below = (case.I or case.V) if layer == 0 else case.H
-            shapes[f"weight_ih_l{layer}"] = (cell.gates * case.H, below)
-            shapes[f"weight_hh_l{layer}"] = (cell.gates * case.H, case.H)
-            shapes[f"bias_ih_l{layer}"] = shapes[f"bias_hh_l{layer}"] = (cell.gates * case.H,)
+        names = [(layer, f"l{layer}{end}") for layer in range(case.L) for end in ("", "_reverse")[: case.D]]
+        for layer, name in names:
+            below = (case.I or case.V) if layer == 0 else case.D * case.H
+            shapes[f"weight_ih_{name}"] = (cell.gates * case.H, below)
+            shapes[f"weight_hh_{name}"] = (cell.gates * case.H, case.H)
+            shapes[f"bias_ih_{name}"] = shapes[f"bias_hh_{name}"] = (cell.gates * case.H,)
             if cell.peephole:
-                shapes[f"weight_peep_l{layer}"] = (3, case.H)
+                shapes[f"weight_peep_{name}"] = (3, case.H)
         made = {name: self._uniform(name, case.H**-0.5, *shape) for name, shape in shapes.items()}
         if plant:
             made["weight_ih_l0"][0] *= -1
@@ -68,8 +69,14 @@ class Problem:
 
     @cached_property
     def dy(self) -> np.ndarray:
-        """(T, B, H)"""
-        return self._normal("dy", self.case.T, self.case.B, self.case.H)
+        """(T, B, D*H), past the rows' ends too: what comes in there must have no effect."""
+        return self._normal("dy", self.case.T, self.case.B, self.case.D * self.case.H)
+
+    @cached_property
+    def lengths(self) -> np.ndarray | None:
+        """(B,) int64, or None: all T."""
+        case = self.case
+        return self._rng("lengths").integers(case.shortest, case.T + 1, case.B) if case.shortest else None
 
     @cached_property
     def chunks(self) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -6,7 +6,7 @@ from .contest import MACHINE, OURS, PLAIN, Row
 from .stats import Spread
 from .work import characters
 
-NAME, PEER = 40, 20
+NAME, PEER = 48, 20
 
 
 def seconds(value: float) -> str:

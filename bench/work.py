@@ -10,15 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .cases import CELLS, Case
+from .problem import Problem
 
 
 def _layers(case: Case) -> Iterator[tuple[int, int]]:
-    """For each layer the numbers of elements of weight_ih (0 for one-hot inputs: a row is copied) and
-    weight_hh.
+    """For each direction of each layer the numbers of elements of weight_ih (0 for one-hot inputs: a row is
+    copied) and weight_hh.
     """
     rows = CELLS[case.cell].gates * case.H
     for layer in range(case.L):
-        yield rows * (case.I if layer == 0 else case.H), rows * case.H
+        for _ in range(case.D):
+            yield rows * (case.I if layer == 0 else case.D * case.H), rows * case.H
+
+
+def _steps(case: Case) -> tuple[int, int]:
+    """How many steps the longest row has, and all rows together: what lies past a row's end is no work."""
+    lengths = Problem(case).lengths
+    return (case.T, case.T * case.B) if lengths is None else (int(lengths.max()), int(lengths.sum()))
 
 
 def _training(case: Case) -> bool:
@@ -30,7 +38,7 @@ def flops(case: Case) -> float:
     times that with backward. Gates, losses and optimizers are not counted.
     """
     weights = sum(u + w for u, w in _layers(case)) + case.H * case.V
-    return 2.0 * case.T * case.B * weights * (3 if _training(case) else 1)
+    return 2.0 * _steps(case)[1] * weights * (3 if _training(case) else 1)
 
 
 def traffic(case: Case) -> float:
@@ -39,11 +47,14 @@ def traffic(case: Case) -> float:
     """
     passes = 2 if _training(case) else 1
     size = 4 if case.dtype == "float32" else 8
-    return float(size * passes * sum(u + case.T * w for u, w in _layers(case)))
+    steps = _steps(case)[0]
+    return float(size * passes * sum(u + steps * w for u, w in _layers(case)))
 
 
 def resident_bytes(case: Case) -> int:
-    """Bytes of weights that are read in every step of one layer; of all layers if there is only one step."""
+    """Bytes of weights that are read in every step of one direction of one layer; of all layers if there is only
+    one step.
+    """
     size = 4 if case.dtype == "float32" else 8
     if case.T == 1:
         return size * sum(u + w for u, w in _layers(case))

@@ -11,9 +11,16 @@ import sys
 import numpy as np
 import pytest
 import reference
-from helpers import JIT, ROOT, Problem, assert_close
+from helpers import JIT, ROOT, Problem, assert_close, import_or_skip
 
-CELLS = {"rnn-tanh": "rnn_tanh", "rnn-relu": "rnn_relu", "lstm": "lstm", "lstm-peephole": "lstm_peephole"}
+CELLS = {
+    "rnn-tanh": "rnn_tanh",
+    "rnn-relu": "rnn_relu",
+    "lstm": "lstm",
+    "lstm-peephole": "lstm_peephole",
+    "gru": "gru",
+}
+PEERS = {"numpy": "numpy", "fastrnn": "fastrnn", "torch": "torch", "onnxruntime": "onnx"}  # and what else they need
 
 
 @pytest.fixture
@@ -27,13 +34,19 @@ def bench(monkeypatch):
 
 
 @pytest.mark.parametrize("indices", [False, True], ids=["dense", "one-hot"])
+@pytest.mark.parametrize("lengths", [None, (2, 4, 1)], ids=["one-length", "lengths"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_loop(bench, cell, indices):
+def test_loop(bench, cell, bidirectional, lengths, indices):
     """The NumPy loop's outputs and gradients are the tests' reference's, by complex step."""
-    problem = Problem(CELLS[cell], T=4, B=2, I=5, H=3, L=2, indices=indices, has_state=False, has_dstate=False)
+    problem = Problem(
+        CELLS[cell], T=4, B=3, I=5, H=3, L=2, bidirectional=bidirectional, lengths=lengths, indices=indices,
+        has_state=False, has_dstate=False,
+    )  # fmt: skip
     loop, kind = bench("loop"), bench("cases").CELLS[cell]
     x = problem.ids if indices else problem.inputs["x"]
-    y, state, tape = loop.forward(kind, problem.params, x, loop.zero_state(kind, problem.params, problem.B))
+    start = loop.zero_state(kind, problem.params, problem.B)
+    y, state, tape = loop.forward(kind, problem.params, x, start, None if lengths is None else np.array(lengths))
     assert_close({"y": y, **dict(zip(problem.states, state))}, problem.outputs(), 1e-14)
     dx, grads = loop.backward(kind, problem.params, tape, problem.doutputs["y"])
     gradients = {f"d{name}": gradient for name, gradient in grads.items()} | ({} if indices else {"dx": dx})
@@ -79,6 +92,33 @@ def test_language_model(bench, name):
             *_, params[n] = optimizer(start, history[n], lr=0.002 if char else 0.1)
 
 
+# --- its libraries ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", PEERS)
+def test_libraries(bench, library):
+    """Every tiny case that a library takes comes out right: all cells, both directions, lengths."""
+    import_or_skip(library)
+    import_or_skip(PEERS[library])
+    verify, job_of, taken = bench("verify"), bench(f"peers.with_{library}").make, set()
+    for case in bench("cases").select(["tiny"]):
+        if case.kind == "startup":
+            continue
+        try:
+            job = job_of(case)
+        except bench("job").Unsupported:
+            continue
+        wanted = verify.expected(case)
+        with job.around():
+            for way in job.ways:
+                job.use(way)
+                assert verify.wrong(case, verify.errors(case, job.results(), wanted)) == "", case.name
+        taken.add((case.cell, case.D, bool(case.shortest)))
+    cases = bench("cases")
+    assert taken >= {(cell, D, lengths) for cell in cases.FUSED for D in (1, 2) for lengths in (False, True)}
+    assert taken >= {(cell, 1, False) for cell in cases.CELLS}
+
+
 # --- its table ----------------------------------------------------------------------------------------------
 
 
@@ -94,6 +134,19 @@ def test_cases(bench):
     }
     with pytest.raises(ValueError, match="lstm-train"):
         cases.select(["nothing"])
+
+
+def test_work(bench):
+    """Steps past a row's end are no work; the second direction is as much as the first."""
+    work, problem = bench("work"), bench("problem").Problem
+    (case,) = bench("cases").select(["tiny-gru-train-6x4x5x7-2layers-bidirectional-lengths2"])
+    lengths = problem(case).lengths
+    assert lengths.shape == (4,)
+    assert set(lengths) <= {2, 3, 4, 5, 6}
+    weights = 2 * 3 * 7 * (5 + 7 + 14 + 7)
+    assert work.flops(case) == 3 * 2 * weights * lengths.sum()
+    assert work.traffic(case) == 4 * 2 * (2 * 3 * 7 * (5 + 14) + lengths.max() * 2 * 3 * 7 * (7 + 7))
+    assert sum(a.size for n, a in problem(case).weights.items() if "weight" in n) == weights
 
 
 def test_errors_are_seen(bench):
@@ -134,6 +187,7 @@ def test_run_and_report(tmp_path):
     record = tmp_path / "record.json"
     done = run(
         "bench", "--only", "tiny-lstm-peephole-train-4x3x5x7", "tiny-charlm",
+        "tiny-gru-train-6x4x5x7-2layers-bidirectional-lengths2",
         "--libraries", "fastrnn,numpy,jax", "--json", record, *HURRIED, path=[absent],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -141,11 +195,11 @@ def test_run_and_report(tmp_path):
     found = json.loads(record.read_text())
     assert list(found["missing"]) == ["jax"]
     assert found["limits"][0]["flops"] > 1e9
-    peephole, model = found["rows"]
+    peephole, lengths, model = found["rows"]
     assert set(peephole["outcomes"]) == {
         "fastrnn", "numpy", "fastrnn without peepholes", "peak", "bandwidth",
     }  # fmt: skip
-    assert set(model["outcomes"]) == {"fastrnn", "numpy", "peak", "bandwidth"}
+    assert set(model["outcomes"]) == set(lengths["outcomes"]) == {"fastrnn", "numpy", "peak", "bandwidth"}
     for row in found["rows"]:
         for outcome in row["outcomes"].values():
             assert outcome["status"] == "timed", outcome

@@ -35,7 +35,9 @@ def layer_of(case: Case, input_size: int) -> Any:
     import fastrnn as fr
 
     cell = CELLS[case.cell]
-    options: dict[str, Any] = {"num_layers": case.L, "dtype": case.dtype}
+    options: dict[str, Any] = {"num_layers": case.L, "bidirectional": case.D > 1, "dtype": case.dtype}
+    if cell.gru:
+        return fr.GRU(input_size, case.H, **options)
     if cell.lstm:
         return fr.LSTM(input_size, case.H, peephole="diagonal" if cell.peephole else None, **options)
     return fr.RNN(input_size, case.H, nonlinearity=cell.nonlinearity, **options)
@@ -45,7 +47,7 @@ class _Sequence(Job):
     def __init__(self, problem: Problem) -> None:
         self.layer = layer_of(problem.case, problem.case.I)
         self.layer.load_state_dict(problem.weights)
-        self.x, self.dy = problem.x, problem.dy
+        self.x, self.dy, self.lengths = problem.x, problem.dy, problem.lengths
         self.y: Any = None
         self.state: Any = None
 
@@ -55,10 +57,12 @@ class _Sequence(Job):
 
 
 class Infer(_Sequence):
-    how = "y, state = layer(x)"
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.how = "y, state = layer(x)" if self.lengths is None else "y, state = layer(x, lengths=lengths)"
 
     def call(self) -> None:
-        self.y, self.state = self.layer(self.x)
+        self.y, self.state = self.layer(self.x, lengths=self.lengths)
 
     def results(self) -> Results:
         self.call()
@@ -88,7 +92,7 @@ class Train(_Sequence):
             with store.writing():
                 pass
         self.layer.zero_grad()
-        self.y, _, tape = self.layer.forward(self.x)
+        self.y, _, tape = self.layer.forward(self.x, lengths=self.lengths)
         self.dx, _ = self.layer.backward(tape, self.dy)
 
     def results(self) -> Results:

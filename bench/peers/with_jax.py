@@ -29,6 +29,8 @@ def make(case: Case) -> Job:
     kinds: dict[str, type[_Sequence]] = {"infer": Infer, "train": Train, "step": Step}
     if case.kind not in kinds:
         raise Unsupported("only sequences and steps are written, no language model")
+    if CELLS[case.cell].gru or case.D > 1 or case.shortest:
+        raise Unsupported("neither GRU nor a second direction nor lengths are written")
     return kinds[case.kind](Problem(case))
 
 

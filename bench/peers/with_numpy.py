@@ -33,6 +33,7 @@ class _Sequence(Job):
         self.case, self.cell = problem.case, CELLS[problem.case.cell]
         self.params = {name: array.astype(dtype) for name, array in problem.weights.items()}
         self.x, self.dy = problem.x.astype(dtype), problem.dy.astype(dtype)
+        self.lengths = problem.lengths
         self.zeros = loop.zero_state(self.cell, self.params, self.case.B)
         self.y, self.state = self.x, self.zeros
 
@@ -42,7 +43,7 @@ class _Sequence(Job):
 
 class Infer(_Sequence):
     def call(self) -> None:
-        self.y, self.state, _ = loop.forward(self.cell, self.params, self.x, self.zeros)
+        self.y, self.state, _ = loop.forward(self.cell, self.params, self.x, self.zeros, self.lengths)
 
     def results(self) -> Results:
         self.call()
@@ -62,7 +63,7 @@ class Step(_Sequence):
 
 class Train(_Sequence):
     def call(self) -> None:
-        self.y, _, tape = loop.forward(self.cell, self.params, self.x, self.zeros)
+        self.y, _, tape = loop.forward(self.cell, self.params, self.x, self.zeros, self.lengths)
         self.dx, self.grads = loop.backward(self.cell, self.params, tape, self.dy)
 
     def results(self) -> Results:

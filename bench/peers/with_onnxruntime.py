@@ -1,4 +1,4 @@
-"""ONNX Runtime, CPU provider: `session.run` with the RNN and LSTM operators (peepholes included). Inference
+"""ONNX Runtime, CPU provider: `session.run` with the RNN, LSTM (peepholes included) and GRU operators. Inference
 only.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..cases import CELLS, Case
 from ..job import Job, Results, Unsupported
 from ..problem import STEPS, Problem
-from .onnx_model import model_of, outputs
+from .onnx_model import feed_of, model_of, outputs
 
 VERSIONS = ("onnxruntime", "onnx")
 _threads = 1
@@ -49,7 +49,7 @@ class Infer(Job):
     how = "session.run"
 
     def __init__(self, problem: Problem) -> None:
-        self.case, self.feed = problem.case, {"x": problem.x}
+        self.case, self.feed = problem.case, feed_of(problem)
         self.session = session_of(problem.case, problem)
 
     def call(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from ..cases import CELLS, Case
 from ..job import Job, Results, Unsupported
 from ..problem import STEPS, Problem
-from .onnx_model import model_of, outputs
+from .onnx_model import feed_of, model_of, outputs
 
 VERSIONS = ("openvino", "onnx")
 _threads = 1
@@ -53,7 +53,7 @@ class Infer(Job):
     how = "infer_request.infer"
 
     def __init__(self, problem: Problem) -> None:
-        self.case, self.feed = problem.case, {"x": problem.x}
+        self.case, self.feed = problem.case, feed_of(problem)
         self.request = request_of(problem.case, problem)
 
     def call(self) -> None:

@@ -1,4 +1,6 @@
-"""PyTorch, eager: nn.RNN and nn.LSTM; a loop over time for the peephole LSTM, which PyTorch does not have."""
+"""PyTorch, eager: nn.RNN, nn.LSTM and nn.GRU, sequences of many lengths packed; a loop over time for the peephole LSTM,
+which PyTorch does not have.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +35,8 @@ def make(case: Case) -> Job:
     kinds: dict[str, type[_Sequence]] = {"infer": Infer, "train": Train, "step": Step}
     if case.kind not in kinds:
         raise Unsupported(f"no {case.kind}")
+    if CELLS[case.cell].peephole and (case.D > 1 or case.shortest):
+        raise Unsupported("the loop for peepholes has one direction and one length")
     return kinds[case.kind](problem)
 
 
@@ -43,9 +47,12 @@ def module_of(case: Case, input_size: int) -> torch.nn.Module:
     cell, dtype = CELLS[case.cell], getattr(torch, case.dtype)
     if cell.peephole:
         return _peephole_lstm(case, input_size).to(dtype)
+    options: dict[str, Any] = {"bidirectional": case.D > 1, "dtype": dtype}
     if cell.lstm:
-        return torch.nn.LSTM(input_size, case.H, case.L, dtype=dtype)
-    return torch.nn.RNN(input_size, case.H, case.L, nonlinearity=cell.nonlinearity, dtype=dtype)
+        return torch.nn.LSTM(input_size, case.H, case.L, **options)
+    if cell.gru:
+        return torch.nn.GRU(input_size, case.H, case.L, **options)
+    return torch.nn.RNN(input_size, case.H, case.L, nonlinearity=cell.nonlinearity, **options)
 
 
 def _peephole_lstm(case: Case, input_size: int) -> torch.nn.Module:
@@ -106,8 +113,21 @@ class _Sequence(Job):
         self.module.load_state_dict(tensors(problem.weights))
         self.how = "an eager loop over time" if CELLS[case.cell].peephole else f"nn.{type(self.module).__name__}"
         self.x, self.dy = torch.from_numpy(problem.x.copy()), torch.from_numpy(problem.dy.copy())
+        self.lengths = None if problem.lengths is None else torch.from_numpy(problem.lengths)
+        if self.lengths is not None:
+            self.how = f"pack_padded_sequence, {self.how}, pad_packed_sequence"
         self.y: Any = None
         self.state: Any = None
+
+    def run(self) -> tuple[Any, Any]:
+        """`y, state` of a sequence from the zero state; packed and padded again if the rows have lengths."""
+        if self.lengths is None:
+            return self.module(self.x)
+        from torch.nn.utils import rnn
+
+        packed = rnn.pack_padded_sequence(self.x, self.lengths, enforce_sorted=False)
+        y, state = self.module(packed)
+        return rnn.pad_packed_sequence(y, total_length=len(self.x))[0], state
 
     def outputs(self) -> Results:
         state = self.state if isinstance(self.state, tuple) else (self.state,)
@@ -128,7 +148,7 @@ class _Inference(_Sequence):
 
 class Infer(_Inference):
     def call(self) -> None:
-        self.y, self.state = self.module(self.x)
+        self.y, self.state = self.run()
 
     def results(self) -> Results:
         self.call()
@@ -164,7 +184,7 @@ class Train(_Sequence):
             self.x.grad = None
         elif self.x.grad is not None:
             self.x.grad.zero_()
-        self.y, _ = self.module(self.x)
+        self.y, _ = self.run()
         self.y.backward(self.dy)
 
     def results(self) -> Results:
