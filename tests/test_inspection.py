@@ -38,11 +38,12 @@ def handmade(hidden_size=5):
     for unit in range(3):
         rows = unit + H * np.arange(4)  # i f g o
         u[rows], w[rows], b[rows], params["bias_hh_l0"][rows] = 0, 0, 20, 0
-    i, f, g, _ = H * np.arange(4)
+    i, f, g, o = H * np.arange(4)
     b[g], u[g, end] = 0.02, -0.02  # c grows by tanh(0.02), but not at a line end
     u[f, end] = -40  # where it is forgotten
     b[f + 1], b[g + 1], u[g + 1, end] = -20, 0, 1.0
     b[[i + 2, f + 2]] = -20
+    b[o : o + 3] = 2.0, 2.4, -2.0  # 0.88, 0.92, 0.12
     layer.load_state_dict(params)
     return lm
 
@@ -73,6 +74,7 @@ def test_saturation_of_known_gates():
     ends = TEXT.count("\n") / len(TEXT)
     assert list(found.saturation) == ["i", "f", "o"]
     assert np.allclose(found.saturation["f"][0, :3], [[ends, 1 - ends], [1, 0], [1, 0]])
+    assert found.saturation["o"][0, :3].tolist() == [[0, 0], [0, 1], [0, 0]]
     assert np.allclose(found.saturation["i"][0, :3], [[0, 1], [0, 1], [1, 0]])
 
 
