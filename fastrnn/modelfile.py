@@ -61,6 +61,10 @@ _SEAL_SIZE = len(_SEAL) + 64
 class ModelFileError(ValueError):
     """A file that is damaged, or that is not a model file of a version that this fastrnn can read."""
 
+    def __init__(self, message: str) -> None:
+        # It quotes the file, which may be of any size.
+        super().__init__(message if len(message) <= 1000 else f"{message[:1000]} ...")
+
 
 def _damaged(what: str) -> ModelFileError:
     return ModelFileError(f"damaged: {what}; use an earlier copy of it, or save the model anew")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import hashlib
+import itertools
 import logging
 import math
 import os
@@ -26,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -241,16 +242,44 @@ class Trainer:
 
         self.optimizer.load_state_dict({**header["optimizer"], **part("optimizer/")})
         leaves = part("state/")
-        self.state = _from_leaves(header["state"], iter([leaves[str(n)] for n in range(len(leaves))]))
+        state = None
+        if header["state"] is not None:
+            _, like = self.model(self.streams.chunk(0)[0][:1], None)
+            _check_alike("the nesting of the state", header["state"], _shape_of(like))
+            found = [leaves[str(n)] for n in range(len(leaves))]
+            _check_alike("the state", _kinds(found), _kinds(_leaves(like)))
+            state = _from_leaves(header["state"], iter(found))
+        if best := part("best/"):
+            params = self.model.params
+            _check_alike("the best weights", _kinds(best.values(), best), _kinds(params.values(), params))
+        self.state = state
         for name, most in (("epoch", math.inf), ("chunk", len(self.streams)), ("steps", math.inf)):
             if type(header[name]) is not int or not 0 <= header[name] <= most:
                 raise ValueError(f"{name} is {header[name]!r}, expected a number from 0 to {most}")
         self.epoch, self.chunk, self.steps = header["epoch"], header["chunk"], header["steps"]
-        self.loss_sum, self.smooth_loss = header["loss_sum"], header["smooth_loss"]
-        self.history = [Epoch(*epoch) for epoch in header["history"]]
-        self.best, self.best_params = header["best"], part("best/") or None
+        self.loss_sum, self.smooth_loss = float(header["loss_sum"]), _float_or_none(header["smooth_loss"])
+        self.history = [
+            Epoch(int(epoch), int(steps), float(lr), float(loss), _float_or_none(validation))
+            for epoch, steps, lr, loss, validation in header["history"]
+        ]
+        self.best, self.best_params = _float_or_none(header["best"]), part("best/") or None
         for rng, state in zip(self.model.generators(), header["layer_rngs"], strict=True):
             rng.bit_generator.state = state
+
+
+def _kinds(arrays: Iterable[np.ndarray], names: Iterable[str] = itertools.repeat("")) -> list[Any]:
+    return sorted((name, array.dtype.str, array.shape) for name, array in zip(names, arrays))
+
+
+def _check_alike(what: str, found: Any, expected: Any) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{what} in the checkpoint does not fit the model: {repr(found)[:200]}, expected {repr(expected)[:200]}"
+        )
+
+
+def _float_or_none(number: Any) -> float | None:
+    return None if number is None else float(number)
 
 
 def _leaves(state: Any) -> list[np.ndarray]:
