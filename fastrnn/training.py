@@ -7,10 +7,11 @@ with the clock, the signals and the screen around it.
 
 A signal is honoured as soon as Python has it, which is when the kernel that runs returns: a step that is in its forward
 or backward pass then, a validation or a sample is given up, as if it had not begun, and only the short rest of a step
-(clipping, the optimizer) is finished. So the longest wait is the longest kernel call. With the default sizes that is 13
-ms on two cores. It is one layer's pass through one chunk, forward or backward, or the gradient of one of its weights,
-and it grows as B T H^2: at 100 GFLOP/s a second of it takes, for an LSTM, B T H^2 = 6e9, which is H = 1500 for B = T =
-50. The first time on a machine, compiling a kernel is as long a call, of up to two seconds, in pieces of less than one.
+(clipping, the optimizer) is finished. So the longest wait is the longest kernel call, and then the writing of the
+files. The longest call in `train` is one layer's pass through one chunk, forward or backward, or the gradient of one of
+its weights: about 10 ms with the default sizes on two cores. It grows as B T H^2; for an LSTM at 100 GFLOP/s it is a
+second when B T H^2 is 6e9, which is H = 1500 for B = T = 50. While a kernel is compiled, once on a machine, the longest
+call is one of LLVM's, of a few tenths of a second. tests/RELIABILITY.md has the longest waits that were seen.
 """
 
 from __future__ import annotations
@@ -273,9 +274,8 @@ def _kinds(arrays: Iterable[np.ndarray], names: Iterable[str] = itertools.repeat
 
 def _check_alike(what: str, found: Any, expected: Any) -> None:
     if found != expected:
-        raise ValueError(
-            f"{what} in the checkpoint does not fit the model: {repr(found)[:200]}, expected {repr(expected)[:200]}"
-        )
+        said, wanted = repr(found)[:200], repr(expected)[:200]
+        raise ValueError(f"{what} in the checkpoint does not fit the model: {said}, expected {wanted}")
 
 
 def _float_or_none(number: Any) -> float | None:

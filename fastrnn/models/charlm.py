@@ -227,28 +227,29 @@ class CharLM:
         # The best weights that are on the disk.
         kept = trainer.best_params if checkpoint is not None and resume and os.path.exists(checkpoint) else None
 
-        def save(latest: bool) -> None:
+        def write_best() -> None:
             nonlocal kept
-            if checkpoint is None or latest_path is None:
-                return
-            failed: OSError | None = None
-            if trainer.best_params is not None and trainer.best_params is not kept:
-                try:
-                    write_model_file(checkpoint, *self._contents(trainer.best_params))
-                    kept = trainer.best_params
-                except OSError as error:
-                    failed = error  # the checkpoint, which has these weights too, may still find a place
-            if latest:
+            if checkpoint is not None and trainer.best_params is not None and trainer.best_params is not kept:
+                write_model_file(checkpoint, *self._contents(trainer.best_params))
+                kept = trainer.best_params
+
+        def write_latest() -> None:
+            if latest_path is not None:
                 model_header, model_arrays = self._contents(self.model.params)
                 training, training_arrays = trainer.state_dict()
                 training["fit"] = {"epochs": epochs, "validation": fraction, "held_out": held_out}
-                write_model_file(
-                    latest_path,
-                    {**model_header, "training": training},
-                    {**model_arrays, **training_arrays},
-                )
-            if failed is not None:
-                raise failed
+                header = {**model_header, "training": training}
+                write_model_file(latest_path, header, {**model_arrays, **training_arrays})
+
+        def save(latest: bool) -> None:
+            errors = []
+            for write in (write_best, write_latest) if latest else (write_best,):
+                try:
+                    write()
+                except OSError as error:
+                    errors.append(error)  # the other file may still find a place
+            if errors:
+                raise errors[0]
 
         def take_best() -> None:
             if trainer.best_params is not None:
