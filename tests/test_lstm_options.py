@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from helpers import CELLS, Problem, assert_close, assert_same_bits, mixed_lengths
+from helpers import JIT, Problem, assert_close, assert_same_bits, mixed_lengths
+from test_errors import raises
 from test_gradients import BACKWARD, FORWARD
 
+import fastrnn as fr
+
 FUNCTIONS = ("tanh", "sigmoid", "relu", "hardsigmoid", "softsign", "identity")
-# Those that there are.
-THERE = [name for cell, name in (("lstm_clip", "clip"), ("lstm_activations", "activations")) if cell in CELLS]
-THERE += [name for cell, name in (("lstm_coupled", "coupled"), ("lstm_projected", "proj_size")) if cell in CELLS]
 
 
 def of(*, L=1, **options):
@@ -17,21 +17,18 @@ def of(*, L=1, **options):
     return Problem("lstm", **size, L=L, more=tuple(options.items()))
 
 
-def together():
-    """Options in company, each with each other one."""
-    combinations = [
-        {"peephole": "full", "clip": 0.7, "coupled": True},
-        {"peephole": "full", "clip": 0.5, "proj_size": 17},
-        {"clip": 0.7, "activations": ("hardsigmoid", "relu", "softsign"), "proj_size": 3},
-        {"peephole": "diagonal", "coupled": True, "activations": ("softsign", "identity", "tanh"), "proj_size": 9},
-        {"peephole": "full", "coupled": True, "activations": ("hardsigmoid", "tanh", "sigmoid")},
-        {"peephole": "diagonal", "clip": 0.4, "coupled": True, "proj_size": 1},
-    ]
-    known = {"peephole", *THERE}
-    return [options for options in combinations if set(options) <= known]
+# Options in company, each with each other one.
+TOGETHER = [
+    {"peephole": "full", "clip": 0.7, "coupled": True},
+    {"peephole": "full", "clip": 0.5, "proj_size": 17},
+    {"clip": 0.7, "activations": ("hardsigmoid", "relu", "softsign"), "proj_size": 3},
+    {"peephole": "diagonal", "coupled": True, "activations": ("softsign", "identity", "tanh"), "proj_size": 9},
+    {"peephole": "full", "coupled": True, "activations": ("hardsigmoid", "tanh", "sigmoid")},
+    {"peephole": "diagonal", "clip": 0.4, "coupled": True, "proj_size": 1},
+]
 
 
-@pytest.mark.parametrize("options", together(), ids=lambda options: " ".join(options))
+@pytest.mark.parametrize("options", TOGETHER, ids=lambda options: " ".join(options))
 @pytest.mark.parametrize("both_ways", [False, True], ids=["forward", "both ways, lengths"])
 def test_together(options, both_ways):
     """Outputs and every gradient."""
@@ -44,7 +41,7 @@ def test_together(options, both_ways):
     assert_close(gradients, problem.gradients, BACKWARD)
 
 
-@pytest.mark.parametrize("first", range(6) if "activations" in THERE else (), ids=str)
+@pytest.mark.parametrize("first", range(6), ids=str)
 def test_activations(first):
     """Every function in every place, outputs and every gradient."""
     problem = of(activations=(FUNCTIONS * 2)[first : first + 3])
@@ -56,7 +53,7 @@ def test_activations(first):
 OFF = {"peephole": None, "coupled": False, "clip": None, "activations": ("sigmoid", "tanh", "tanh"), "proj_size": 0}
 
 
-@pytest.mark.parametrize("name", ["peephole", *THERE])
+@pytest.mark.parametrize("name", OFF)
 def test_off_is_not_there(name):
     """An option at its default gives the plain LSTM, bit for bit."""
     for plain, off in zip(of().solve(), of(**{name: OFF[name]}).solve(), strict=True):
@@ -77,7 +74,6 @@ def test_full_peepholes_that_are_diagonal():
     assert_close(gradients, expected, BACKWARD)
 
 
-@pytest.mark.skipif("coupled" not in THERE, reason="there are no coupled gates")
 def test_coupled_gates_are_an_lstm_whose_forget_gate_mirrors_the_input_gate():
     """1 - sigmoid(a) = sigmoid(-a)"""
     coupled, plain = (of(peephole="diagonal", **options) for options in ({"coupled": True}, {}))
@@ -94,7 +90,6 @@ def test_coupled_gates_are_an_lstm_whose_forget_gate_mirrors_the_input_gate():
     assert_close(gradients, expected, BACKWARD)
 
 
-@pytest.mark.skipif("clip" not in THERE, reason="there is no clip")
 @pytest.mark.parametrize("peephole", [None, "diagonal", "full"])
 def test_clip_at_its_limits(peephole):
     """A limit that nothing reaches is none. Below a limit that everything exceeds no gradient comes through."""
@@ -104,3 +99,57 @@ def test_clip_at_its_limits(peephole):
     outputs, gradients = narrow.solve()
     assert np.abs(outputs["c"]).max() <= 1e-9
     assert all(np.all(gradient == 0) for name, gradient in gradients.items() if name != "dc0")
+
+
+def test_gradient_of_a_clamped_nan_is_nan():
+    """A gate that is NaN is not taken for one at the limit, whose gradient is zero."""
+    layer = fr.LSTM(1, 1, clip=1.0, bias=False, dtype="float64", seed=0)
+    y, _, tape = layer.forward(np.full((1, 1, 1), np.nan))
+    dx, _ = layer.backward(tape, np.ones_like(y))
+    assert np.isnan(dx).all()
+
+
+def test_forget_bias_of_coupled_gates():
+    """Both kinds forget as little."""
+    gates = []
+    for coupled in (False, True):
+        layer = fr.LSTM(2, 3, coupled=coupled, dtype="float64", seed=0)
+        layer.init_forget_bias(1.5)
+        for name in ("weight_ih_l0", "weight_hh_l0"):
+            layer.params[name] = np.zeros(layer.params[name].shape)
+        _, (_, c) = layer(np.zeros((1, 1, 2)), (np.zeros((1, 1, 3)), np.full((1, 1, 3), 1e9)))
+        gates.append(c / 1e9)
+    np.testing.assert_allclose(*gates, rtol=1e-8)
+
+
+def test_orthogonal_columns_with_a_projection():
+    """W of every gate has orthonormal columns, as many as h is wide."""
+    layer = fr.LSTM(2, 7, proj_size=4, dtype="float64", seed=0)
+    layer.init_orthogonal()
+    for w in np.split(layer.params["weight_hh_l0"], 4):
+        np.testing.assert_allclose(w.T @ w, np.eye(4), atol=1e-14)
+
+
+def test_shapes_with_a_projection():
+    """A message has another letter for the width of h, and the cell keeps its own."""
+    layer = fr.LSTM(2, 7, proj_size=4, dtype="float64", seed=0)
+    x, h, c = np.zeros((3, 5, 2)), np.zeros((1, 5, 4)), np.zeros((1, 5, 7))
+    with raises(ValueError, "state[0]", "(1, 5, 7)", "(L, B, O)", "O=4"):
+        layer(x, (c, c))
+    with raises(ValueError, "state[1]", "(1, 5, 4)", "(L, B, H)", "H=7"):
+        layer(x, (h, h))
+    y, _, tape = layer.forward(x, (h, c))
+    with raises(ValueError, "dy", "(T, B, O)", "O=4"):
+        layer.backward(tape, np.zeros((3, 5, 7)))
+    dx, (dh, dc) = layer.backward(tape, np.zeros_like(y))
+    assert (dx.shape, dh.shape, dc.shape) == (x.shape, h.shape, c.shape)
+
+
+@pytest.mark.parametrize("options", [{"coupled": True, "clip": 0.7}, {"proj_size": 4}], ids=lambda o: " ".join(o))
+def test_stream(options):
+    """Step by step, the short way or, where there is none, the long one: the same bits."""
+    layer = fr.LSTM(3, 7, peephole="diagonal", seed=0, **options)
+    x = np.random.default_rng(0).standard_normal((5, 1, 3)).astype("float32")
+    stream = layer.stream()
+    steps = np.stack([stream.push(step[0]) for step in x])
+    assert_close({"y": steps}, {"y": layer(x)[0][:, 0]}, 0 if JIT else 1e-6)

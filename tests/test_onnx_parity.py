@@ -154,12 +154,9 @@ def activated(first):
     return problem.but(more=(("activations", names),))
 
 
-CLIPPED = [cell for cell in ("lstm", "lstm_peephole") if "lstm_clip" in CELLS]
-ACTIVATED = range(6) if "lstm_activations" in CELLS else ()
-
 compared = pytest.mark.parametrize("cell", COMPARED)
-with_clip = pytest.mark.parametrize("cell", CLIPPED)
-with_activations = pytest.mark.parametrize("first", ACTIVATED, ids=[FUNCTIONS[n] for n in ACTIVATED])
+with_clip = pytest.mark.parametrize("cell", ["lstm", "lstm_peephole"])
+with_activations = pytest.mark.parametrize("first", range(6), ids=FUNCTIONS)
 
 
 # --- the reference ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ torch.set_num_threads(1)  # its threads spin for a while after each call, on the
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-SHARED = [cell for cell in ("rnn_tanh", "rnn_relu", "lstm", "gru", "lstm_projected") if cell in CELLS]  # PyTorch's too
+SHARED = ("rnn_tanh", "rnn_relu", "lstm", "gru", "lstm_projected")  # PyTorch's too
 SIZES = [
     {"T": 1, "B": 2, "I": 3, "H": 5},
     {"T": 20, "B": 13, "I": 37, "H": 100} if JIT else {"T": 4, "B": 3, "I": 7, "H": 18},
