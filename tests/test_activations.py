@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrnn.kernels import activations
-from fastrnn.simd.vector import lanes_of
+from fastrnn.simd.vector import lanes_of, load, pointwise, store
 
 # The table in activations.py.
 BOUNDS = {
@@ -171,3 +171,62 @@ def test_nothing_is_written_past_the_end(name):
         RUN[name](y[:size], np.linspace(0.1, 1, size, dtype=np.float32))
         assert np.all(y[size:] == 7)
         assert not np.any(y[:size] == 7)
+
+
+# --- those that a caller may choose -------------------------------------------------------------------------
+
+# name -> the function, its derivative, and its limits at -infinity and infinity
+CHOICE = {
+    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2, (-1, 1)),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), lambda x: np.exp(-x) / (1 + np.exp(-x)) ** 2, (0, 1)),
+    "relu": (lambda x: np.maximum(x, 0), lambda x: x > 0, (0, np.inf)),
+    "hardsigmoid": (lambda x: np.clip(0.2 * x + 0.5, 0, 1), lambda x: 0.2 * (np.abs(x) < 2.5), (0, 1)),
+    "softsign": (lambda x: x / (1 + np.abs(x)), lambda x: (1 + np.abs(x)) ** -2, (-1, 1)),
+    "identity": (lambda x: x, lambda x: x * 0 + 1, (-np.inf, np.inf)),
+}
+
+
+def chosen(name):
+    """y = f(x) and d = f'(x) from y: arrays of one length, written and read."""
+    f, df = activations.ACTIVATIONS[name]
+
+    @pointwise
+    def at(y, d, x, off, count):
+        value = f(load(x, off, count))
+        store(y, off, value, count)
+        store(d, off, df(value), count)
+
+    def run(y, d, x):
+        for off in range(0, len(x), lanes_of(x)):
+            at(y, d, x, off, len(x) - off)
+
+    return numba.njit(error_model="numpy")(run) if JIT else run
+
+
+def test_choice_is_whole():
+    """Every name that there is."""
+    assert list(activations.ACTIVATIONS) == list(CHOICE)
+
+
+@pytest.mark.parametrize("name", CHOICE)
+def test_choice(name):
+    """Values and derivatives, the limits at both infinities, and NaN."""
+    f, df, limits = CHOICE[name]
+    run = chosen(name)
+    for dtype in ("float32", "float64"):
+        x = np.concatenate([np.linspace(-6, 6, 1000), np.linspace(-1000, 1000, 1000)]).astype(dtype)
+        y, d = np.empty_like(x), np.empty_like(x)
+        with np.errstate(all="ignore"):
+            run(y, d, x)
+            truth, slope = f(x.astype("float64")), df(x.astype("float64"))
+        step = np.finfo(dtype).eps
+        np.testing.assert_allclose(y, truth, rtol=3 * step, atol=step)
+        known = ~np.isnan(slope)  # exp(1000) is infinite
+        np.testing.assert_allclose(d[known], slope[known], rtol=0, atol=3 * step)
+        ends = np.array([-np.inf, np.inf, -np.finfo(dtype).max, np.finfo(dtype).max, np.nan], dtype)
+        y, d = np.empty_like(ends), np.empty_like(ends)
+        with np.errstate(all="ignore"):
+            run(y, d, ends)
+        assert y[:2].tolist() == list(limits)
+        assert np.array_equal(y[2:4], np.clip(limits, *ends[2:4]))
+        assert np.isnan(y[4])
