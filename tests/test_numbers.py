@@ -334,7 +334,7 @@ def test_vector_width(tmp_path):
         print(json.dumps([VECTOR_BYTES, test_numbers.fingerprints()]))
     """
     narrow = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in AVX2)}
-    printed = run_python(code, timeout=500, FASTRNN_CACHE_DIR=str(tmp_path), **narrow)
+    printed = run_python(code, timeout=1500, FASTRNN_CACHE_DIR=str(tmp_path), **narrow)
     vector_bytes, narrow_prints = json.loads(printed)
     assert vector_bytes == 32
     prints = fingerprints()
