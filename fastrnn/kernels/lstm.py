@@ -664,12 +664,13 @@ def lstm_backward(
 
 
 @kernel
-def lstm_step(x, h0, c0, w, peep, form, coupled, out):
+def lstm_step(w, peep, form, coupled, x, out, h0, c0):
     """One step, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not small.
 
-    x : (1, B, I), h0, c0 : (1, B, H), w : packed weights, read; peep : packed diagonal peepholes, read, or None
-    form, coupled : as lstm_forward
+    w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
+    x : (1, B, I), read
     out : (3, 1, B, H), written: y, h, c, of which y and h are the same
+    h0, c0 : (1, B, H), read
     """
     y, h, c = out[0], out[1], out[2]
     batch, i_size, h_size = x.shape[1], x.shape[2], h.shape[2]

@@ -240,11 +240,13 @@ def rnn_backward(
 
 
 @kernel
-def rnn_step(x, h0, w, nonlinearity, out):
+def rnn_step(w, nonlinearity, x, out, h0):
     """One step, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not small.
 
-    x : (1, B, I), h0 : (1, B, H), w : packed weights, read
+    w : packed weights, read
+    x : (1, B, I), read
     out : (2, 1, B, H), written: y, h, both the same
+    h0 : (1, B, H), read
     """
     y, h = out[0], out[1]
     batch, i_size, h_size = x.shape[1], x.shape[2], h.shape[2]

@@ -41,6 +41,7 @@ class GRU(Recurrent):
 
     gates = 3
     states = 1
+    step = kernels.gru_step
 
     def __init__(
         self,
@@ -59,28 +60,6 @@ class GRU(Recurrent):
             raise ValueError(f"reset is {reset!r}, expected 'after' or 'before'")
         self.reset = reset
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
-        block = 64 // self.dtype.itemsize
-        self._blocks = -(-self.hidden_size // block)
-        self._panels = self._blocks * (block // lanes(self.dtype))
-
-    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
-        if self._quick is not None and lengths is None:
-            try:  # see LSTM.__call__
-                if len(x) == 1:
-                    version, packed = self._ready
-                    out = np.empty((2, *state.shape), self.dtype)
-                    if version == self.store.version and self._quick(x, state, packed, out):
-                        y, h = out
-                        return y, h
-            except (TypeError, ValueError, AttributeError):
-                pass
-        return super().__call__(x, state, lengths)
-
-    __call__.__doc__ = Recurrent.__call__.__doc__
-
-    def _compile_step(self, packed: np.ndarray) -> Any:
-        a = np.empty((1, 1, 1), self.dtype)
-        return kernels.gru_step.for_types(a, a, packed, np.empty((2, 1, 1, 1), self.dtype))
 
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
@@ -94,7 +73,7 @@ class GRU(Recurrent):
         kept_rows = run.total if run.training else where.batch
         gates = s = empty
         if run.training or wn is not None:
-            gates = buffers.empty(self._blocks * kept_rows * TAPE * (64 // self.dtype.itemsize), self.dtype)
+            gates = self._tape(kept_rows)
         if wn is not None:
             s = buffers.empty((kept_rows, hidden), self.dtype)
         launch(
@@ -152,8 +131,8 @@ class GRU(Recurrent):
         ut = self.store.made((name, "u"), lambda: pack_tape(of_x, run.i_size, self.store.flat(f"weight_ih_{name}")))
         return multiply(of_x, ut, run.i_size, empty, dx, add=dx is not None)
 
-    def _kept(self, run: Run, own: Any) -> dict[str, np.ndarray]:
-        gates = self._gates(own[0], run, "nrz")  # and v, the product with h' alone
+    def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:
+        gates = self._gates(kept[0], run, "nrz")  # and v, the product with h' alone
         return {letter: gates[letter] for letter in "rzn"}
 
     def _bias(self, name: str) -> np.ndarray:

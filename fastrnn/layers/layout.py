@@ -25,8 +25,8 @@ class Direction(NamedTuple):
     at: np.ndarray  # (T + 1,)
     counts: np.ndarray  # (T + 1,)
     shift: int
-    previous: int  # a row's previous state lies so many rows after its input, if `index` is empty
-    index: np.ndarray  # (total,) where a row's previous state lies, or empty
+    previous: int  # a row's previous state lies so many rows after its input, if `previous_at` is empty
+    previous_at: np.ndarray  # (total,) where a row's previous state lies, or empty
     turned: np.ndarray | None  # (total,) for each row the row of the layout that it is; None: they are the same
     start: slice  # where the initial states lie
     ends: slice | np.ndarray  # where the final states lie
@@ -84,7 +84,7 @@ class Layout(NamedTuple):
 
 
 def take(a: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """a[rows], in memory that is used again: with fresh pages it took twice as long."""
+    """a[rows], in memory that is used again."""
     out = buffers.empty((len(rows), *a.shape[1:]), a.dtype)
     return np.take(a, rows, axis=0, out=out, mode="clip")  # with "raise" it would go through a copy
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from ..kernels import lstm as kernels
-from ..kernels.panels import TAPE
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
 from . import buffers
@@ -63,6 +62,7 @@ class LSTM(Recurrent):
 
     gates = 4
     states = 2
+    step = kernels.lstm_step
 
     def __init__(
         self,
@@ -99,9 +99,6 @@ class LSTM(Recurrent):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra, o
         )
         self._form, self._coupled = kernels.form_of(self.clip, self.activations), self.coupled or None
-        block = 64 // self.dtype.itemsize
-        self._blocks = -(-self.hidden_size // block)
-        self._panels = self._blocks * (block // lanes(self.dtype))
 
     def init_forget_bias(self, value: float = 1.0) -> None:
         """Sets the forget gate's bias, so that a new network remembers (Gers et al. 2000; Jozefowicz et al. 2015).
@@ -118,28 +115,6 @@ class LSTM(Recurrent):
                 new[rows] = value if name.startswith("bias_ih") else 0.0
                 self.params[name] = new
 
-    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
-        if self._quick is not None and lengths is None:
-            # One small step, for streams: compiled code looks at the types and shapes. Whatever it does not take goes
-            # the long way below, to be converted, or refused with a reason.
-            try:
-                if len(x) == 1:
-                    h0, c0 = state
-                    version, *packed = self._ready
-                    out = np.empty((3, *h0.shape), self.dtype)
-                    if version == self.store.version and self._quick(x, h0, c0, *packed, out):
-                        y, h, c = out
-                        return y, (h, c)
-            except (TypeError, ValueError, AttributeError):
-                pass
-        return super().__call__(x, state, lengths)
-
-    __call__.__doc__ = Recurrent.__call__.__doc__
-
-    def _compile_step(self, *packed: Any) -> Any:
-        a = np.empty((1, 1, 1), self.dtype)
-        return kernels.lstm_step.for_types(a, a, a, *packed, np.empty((3, 1, 1, 1), self.dtype))
-
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
         training = run.training or self.peephole == "full"
@@ -148,7 +123,7 @@ class LSTM(Recurrent):
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.TRAINING if training else 0)
         gates = empty
         if training:
-            gates = buffers.empty(self._blocks * run.total * TAPE * (64 // self.dtype.itemsize), self.dtype)
+            gates = self._tape(run.total)
         m = buffers.empty((run.total if training else where.batch, hidden), self.dtype) if self.proj_size else empty
         share = self._share(run, run.i_size, self._panels)
         flags |= kernels.BY_ROWS if share.by_rows else 0
@@ -182,7 +157,7 @@ class LSTM(Recurrent):
         share = self._share(run, 0, -(-self._panels // COLS))
         flags |= kernels.BY_ROWS if share.by_rows else 0
         dbias = np.zeros(self.gates * hidden, self.dtype) if self.bias else empty
-        dpeep = grad(f"weight_peep_{name}") if self.peephole else None
+        dpeep = grad(f"weight_peep_{name}") if self.peephole else empty
         dh, dc = dstate
         tape, o = Taped(gates, total, hidden, self.gates), self._widths[0]
         w, projected = self.store.flat(f"weight_hh_{name}"), self.proj_size > 0
@@ -216,13 +191,13 @@ class LSTM(Recurrent):
         ut = self.store.made((name, "u"), lambda: pack_tape(tape, run.i_size, self.store.flat(f"weight_ih_{name}")))
         return multiply(tape, ut, run.i_size, empty, dx, add=dx is not None)
 
-    def _kept(self, run: Run, own: Any) -> dict[str, np.ndarray]:
-        c, gates, _ = own
+    def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:
+        c, gates, _ = kept
         shift = run.where.shift
-        kept = self._gates(gates, run, "igo" if self.coupled else "ifgo")
+        named = self._gates(gates, run, "igo" if self.coupled else "ifgo")
         if self.coupled:
-            kept = {"i": kept["i"], "f": 1 - kept["i"], "g": kept["g"], "o": kept["o"]}
-        return {**kept, "c": c[shift : shift + run.total]}
+            named = {"i": named["i"], "f": 1 - named["i"], "g": named["g"], "o": named["o"]}
+        return {**named, "c": c[shift : shift + run.total]}
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, o, empty = self.hidden_size, self._widths[0], self._empty

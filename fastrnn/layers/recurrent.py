@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import config
 
 from ..kernels.panels import TAPE
-from ..simd.target import ROWS
+from ..simd.target import ROWS, lanes
 from ..threads import workers_for
 from . import buffers
 from .layer import (
@@ -70,7 +71,7 @@ class Run(NamedTuple):
 
     def before(self, states: np.ndarray, line: int) -> tuple[np.ndarray, int, np.ndarray]:
         """The state before each row's input, as `add_gradient` takes it: x, line, index."""
-        return states[self.where.previous * line :], line, self.where.index
+        return states[self.where.previous * line :], line, self.where.previous_at
 
 
 class Kept(NamedTuple):
@@ -87,6 +88,7 @@ class Recurrent(Layer):
     takes_lengths = True
     gates: int  # rows of weight_ih in units of H
     states: int  # 1: h; 2: (h, c)
+    step: Any  # the kernel of one small step
 
     def __init__(
         self,
@@ -127,15 +129,14 @@ class Recurrent(Layer):
         bound = 1 / math.sqrt(h)
         self.store.assign({name: self.rng.uniform(-bound, bound, shape) for name, shape in shapes.items()})
         self._empty = np.empty(0, self.dtype)
-        self._quick: Any = None  # the compiled step, once a step has been made
-        self._ready: tuple[Any, ...] = (
-            -1,
-            None,
-            None,
-        )  # packed weights for it, and the version that they were made from
+        unit = 64 // self.dtype.itemsize
+        self._blocks = -(-h // unit)  # of a tape
+        self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
+        self._compiled: Any = None  # the step, once one has been made
+        self._ready: tuple[int, Any] | None = None  # the version of the parameters, and the step that has them
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_quick": None, "_ready": (-1, None, None)}  # compiled code stays where it is
+        return {**vars(self), "_compiled": None, "_ready": None}  # compiled code stays where it is
 
     def _names(self, layer: int) -> list[str]:
         """How the parameters of each direction of a layer end."""
@@ -170,6 +171,27 @@ class Recurrent(Layer):
         With lengths, y is zero past a row's end, the final state is that of its last step, and the reverse direction
         starts at its end. Their cost is that of the steps there are.
         """
+        if self._ready is not None and lengths is None:
+            # One small step, for streams: compiled code looks at the types and shapes. Whatever it does not take goes
+            # the long way below, to be converted, or refused with a reason. (One text for any number of states, with
+            # stars, took 0.3 us of 2 more.)
+            try:
+                version, step = self._ready
+                if len(x) != 1 or version != self.store.version:
+                    pass
+                elif self.states == 1:
+                    out = np.empty((2, *state.shape), self.dtype)
+                    if step(x, out, state):
+                        y, h = out
+                        return y, h
+                else:
+                    h0, c0 = state
+                    out = np.empty((3, *h0.shape), self.dtype)
+                    if step(x, out, h0, c0):
+                        y, h, c = out
+                        return y, (h, c)
+            except (TypeError, ValueError, AttributeError):
+                pass
         y, final, _ = self._forward(x, state, lengths, training=False)
         return y, final
 
@@ -321,10 +343,6 @@ class Recurrent(Layer):
                     named[f"{name}_{run.name}"] = np.array(a, order="C")
         return named
 
-    def _kept(self, run: Run, own: Any) -> dict[str, np.ndarray]:
-        """What a cell's forward kept besides h, by the glossary's letters, each (total, H)."""
-        return {}
-
     def _gates(self, tape: np.ndarray, run: Run, letters: str) -> dict[str, np.ndarray]:
         """The gates of a tape (N, total, TAPE blocks), whose order `letters` tells, each (total, H)."""
         unit = 64 // self.dtype.itemsize
@@ -374,15 +392,47 @@ class Recurrent(Layer):
         """H, or O for what it is projected to."""
         return "H" if width == self.hidden_size else "O"
 
-    def _make_ready(self, version: int, *packed: Any) -> None:
+    # -- what cells have ----------------------------------------------------------------------------------
+
+    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
+        """The forward of one direction of one layer: h is written into `run.h`, where the initial one already is.
+
+        start : the other initial states (B, H), or None for zeros
+        returns : the other final states; and, in training, what `_back` and `_kept` are given
+        """
+        raise NotImplementedError
+
+    def _back(
+        self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
+        dx: np.ndarray | None,
+    ) -> np.ndarray | None:  # fmt: skip
+        """The backward of what `_run` did: adds to the gradients of the parameters.
+
+        dy : flat from this direction's first number on, `line` from row to row; None for zero
+        dstate : (B, H) each, the gradients of the final states, overwritten by those of the initial ones
+        dx : (total, I), to which this direction's part is added; None: it is returned in a new array
+        returns : dx; None for indices
+        """
+        raise NotImplementedError
+
+    def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:
+        """What a cell's forward kept besides h, by the glossary's letters, each (total, H)."""
+        return {}
+
+    # -- what cells call ----------------------------------------------------------------------------------
+
+    def _make_ready(self, version: int, *made: Any) -> None:
         """Lets later steps take the quick way, as long as the parameters are of this version."""
         if self.num_layers * self.directions > 1 or self.batch_first or config.DISABLE_JIT:
             return
-        self._ready = (version, *packed)
-        if self._quick is None:
-            self._quick = self._compile_step(*packed)
+        if self._compiled is None:
+            a = np.empty((1, 1, 1, 1), self.dtype)
+            self._compiled = self.step.for_types(*made, a[0], a, *self.states * (a[0],))
+        self._ready = version, partial(self._compiled, *made)
 
-    # -- what cells call ----------------------------------------------------------------------------------
+    def _tape(self, rows: int) -> np.ndarray:
+        """A tape of so many rows, flat."""
+        return buffers.empty(self._blocks * rows * TAPE * (64 // self.dtype.itemsize), self.dtype)
 
     def _share(self, run: Run, i_size: int, panels: int) -> Share:
         """Who computes what. Results do not depend on it."""

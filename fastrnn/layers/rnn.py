@@ -36,6 +36,7 @@ class RNN(Recurrent):
 
     gates = 1
     states = 1
+    step = kernels.rnn_step
 
     def __init__(
         self,
@@ -58,25 +59,6 @@ class RNN(Recurrent):
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
         self._panels = -(-self.hidden_size // (COLS * lanes(self.dtype)))
 
-    def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any]:
-        if self._quick is not None and lengths is None:
-            try:  # see LSTM.__call__
-                if len(x) == 1:
-                    version, packed = self._ready
-                    out = np.empty((2, *state.shape), self.dtype)
-                    if version == self.store.version and self._quick(x, state, packed, self._number, out):
-                        y, h = out
-                        return y, h
-            except (TypeError, ValueError, AttributeError):
-                pass
-        return super().__call__(x, state, lengths)
-
-    __call__.__doc__ = Recurrent.__call__.__doc__
-
-    def _compile_step(self, packed: np.ndarray) -> Any:
-        a = np.empty((1, 1, 1), self.dtype)
-        return kernels.rnn_step.for_types(a, a, packed, 0, np.empty((2, 1, 1, 1), self.dtype))
-
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
         share = self._share(run, run.i_size, self._panels)
@@ -84,7 +66,7 @@ class RNN(Recurrent):
         version = self.store.version
         packed = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
         if where.steps == 1 and run.x is not None and not run.training:
-            self._make_ready(version, packed)
+            self._make_ready(version, packed, self._number)
         launch(
             kernels.rnn_forward, share.workers, 1, float(run.total) * hidden * (run.i_size + hidden),
             where.steps, run.i_size, hidden, run.line, where.shift, flags, self._number, share.pieces,
