@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .checks import check_size
 from .layers.dropout import Dropout
-from .layers.layer import check_size
 from .losses import cross_entropy
 from .text import Vocabulary
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from .checks import check_number
 from .kernels import update as kernels
-from .losses import check_number
 from .threads import launch, workers_for
 
 __all__ = [

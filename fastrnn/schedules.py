@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .losses import check_number
+from .checks import check_number
 from .optim import _Optimizer
 
 __all__ = ["CosineAnnealingLR", "ExponentialLR", "ReduceLROnPlateau", "StepLR", "WarmupLR"]

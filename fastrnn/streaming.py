@@ -32,25 +32,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .layers.dropout import Dropout
-from .layers.embedding import Embedding
-from .layers.layer import Layer, check_array, check_size, said
-from .layers.linear import Linear
-from .layers.sequential import Sequential
+from .checks import check_array, check_size, said
 
 __all__ = ["Stream", "StreamPool"]
 
 
 # --- what a model takes and keeps -------------------------------------------------------------------------------
-
-
-def _parts(model: Layer) -> Iterator[Layer]:
-    """The layers of a model in order, a Sequential within a Sequential opened up."""
-    for layer in model.layers if isinstance(model, Sequential) else (model,):
-        if isinstance(layer, Sequential):
-            yield from _parts(layer)
-        else:
-            yield layer
 
 
 def _leaves(state: Any) -> list[np.ndarray]:
@@ -68,30 +55,29 @@ def _nested(like: Any, leaves: Iterator[np.ndarray]) -> Any:
 class _Plan:
     """How one model is stepped: what it takes, and a zero state of a single stream, never to be written to."""
 
-    def __init__(self, model: Layer) -> None:
-        if not isinstance(model, Layer):
+    def __init__(self, model: Any) -> None:
+        if not hasattr(model, "recurrent"):
             raise TypeError(f"model is {type(model).__name__}, expected a layer or a model of layers")
         if not model.recurrent:
             raise TypeError(f"{type(model).__name__} keeps no state from step to step: there is nothing to stream")
-        recurrent = [layer for layer in _parts(model) if layer.recurrent]
+        parts = model.parts()
+        recurrent = [layer for layer in parts if layer.recurrent]
         if any(getattr(layer, "bidirectional", False) for layer in recurrent):
             raise ValueError("the model is bidirectional: it reads the sequence from its end too, so it has no stream")
         orders = {bool(getattr(layer, "batch_first", False)) for layer in recurrent}
         if len(orders) > 1:
             raise ValueError("some layers have batch_first=True and some have not: T and B cannot be told apart")
         self.batch_first = orders.pop()
-        leading = next(_parts(model))
-        first: Any = next(layer for layer in _parts(model) if not isinstance(layer, Dropout))
-        self.only_ids = isinstance(first, Embedding)
-        self.takes_ids = first is leading and not isinstance(first, Linear)
+        first = next(layer for layer in parts if not layer.any_shape)
+        self.only_ids = not first.takes_numbers
+        self.takes_ids = first is parts[0] and first.takes_indices
         self.bound_name = "num" if self.only_ids else "I"
-        name = next((name for name in ("num", "in_features", "input_size") if hasattr(first, name)), None)
-        if name is None:
+        if first.width is None:
             raise TypeError(f"the first layer is {type(first).__name__}, expected one that says its input_size")
-        self.size: int = getattr(first, name)
+        self.size: int = first.width
         self.dtype: np.dtype = first.dtype
         probe = np.zeros((1, 1), np.int64) if self.only_ids else np.zeros((1, 1, self.size), self.dtype)
-        y, state = model(probe)  # type: ignore[operator]
+        y, state = model(probe)
         self.y_shape, self.y_dtype = y.shape[2:], y.dtype
         self.zeros = _nested(state, iter([np.zeros(leaf.shape, leaf.dtype) for leaf in _leaves(state)]))
 
@@ -148,7 +134,7 @@ _plans: weakref.WeakKeyDictionary[Any, _Plan] = weakref.WeakKeyDictionary()
 
 def _plan(model: Any) -> _Plan:
     """The plan of `model`; its sizes never change."""
-    found = _plans.get(model) if isinstance(model, Layer) else None
+    found = _plans.get(model) if hasattr(model, "recurrent") else None
     if found is None:
         found = _Plan(model)
         _plans[model] = found

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .layers.layer import check_dtype, check_size
+from .checks import check_dtype, check_size
 
 __all__ = ["WordVectors", "load_word_vectors"]
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .layer import Layer, Tape, check_array, check_probability, check_tape
+from ..checks import check_array, check_probability
+from .layer import Layer, Tape, check_tape
 
 
 class Dropout(Layer):
@@ -22,6 +23,8 @@ class Dropout(Layer):
     >>> sorted(set(y.tolist()) | {0.0, 2.0})
     [0.0, 2.0]
     """
+
+    any_shape = True
 
     def __init__(self, p: float, seed: int | None = None) -> None:
         super().__init__({})

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_array, check_dtype, check_indices, check_size
 from ..kernels import embedding as kernels
 from ..simd.target import lanes
 from ..threads import launch, workers_for
 from . import buffers
-from .layer import Layer, Tape, check_array, check_dtype, check_indices, check_size, check_tape
+from .layer import Layer, Tape, check_tape
 from .store import Store
 
 # Into how many parts a look-up is divided for the workers.
@@ -31,6 +32,9 @@ class Embedding(Layer):
     >>> embedding(np.array([[1, 2, 3]])).shape
     (1, 3, 4)
     """
+
+    takes_indices = True
+    takes_numbers = False
 
     def __init__(
         self, num: int, dim: int, dtype: Any = "float32", seed: int | None = None, frozen: bool = False
@@ -125,6 +129,10 @@ class Embedding(Layer):
             return
         with self.store._lock:
             self.store.grad("weight")[:] += dweight
+
+    @property
+    def width(self) -> int:
+        return self.num
 
     def __call__(self, ids: Any) -> np.ndarray:
         """ids (...) of any integer type to (..., dim)."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .layer import Layer, Tape, check_array, check_dtype, check_size, check_tape
+from ..checks import check_array, check_dtype, check_size
+from .layer import Layer, Tape, check_tape
 from .products import add_column_sums, add_gradient, multiply, pack
 from .store import Store
 
@@ -38,6 +39,10 @@ class Linear(Layer):
         rng, bound = np.random.default_rng(seed), 1 / math.sqrt(self.in_features)
         self.store.assign({name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()})
         self._none = np.empty(0, self.dtype)
+
+    @property
+    def width(self) -> int:
+        return self.in_features
 
     def __call__(self, x: Any) -> np.ndarray:
         """x (..., I) to y (..., O)."""

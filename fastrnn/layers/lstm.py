@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_dtype, check_size
 from ..kernels import lstm as kernels
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
 from . import buffers
-from .layer import check_dtype, check_size
 from .products import Taped, add_gradient, multiply, pack, pack_tape
 from .recurrent import Recurrent, Run
 

@@ -14,21 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core import config
 
+from ..checks import check_array, check_dtype, check_indices, check_lengths, check_probability, check_size
 from ..kernels.panels import TAPE
 from ..simd.target import ROWS, lanes
 from ..threads import workers_for
 from . import buffers
-from .layer import (
-    Layer,
-    Tape,
-    check_array,
-    check_dtype,
-    check_indices,
-    check_lengths,
-    check_probability,
-    check_size,
-    check_tape,
-)
+from .layer import Layer, Tape, check_tape
 from .layout import Direction, Layout, ragged, take, uniform
 from .products import add_gradient, multiply, pack
 from .store import Store
@@ -86,6 +77,7 @@ class Recurrent(Layer):
 
     recurrent = True
     takes_lengths = True
+    takes_indices = True
     gates: int  # rows of weight_ih in units of H
     states: int  # 1: h; 2: (h, c)
     step: Any  # the kernel of one small step
@@ -137,6 +129,10 @@ class Recurrent(Layer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None, "_ready": None}  # compiled code stays where it is
+
+    @property
+    def width(self) -> int:
+        return self.input_size
 
     def _names(self, layer: int) -> list[str]:
         """How the parameters of each direction of a layer end."""

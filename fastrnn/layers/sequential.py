@@ -51,6 +51,10 @@ class Sequential(Layer):
             stores.update({f"{k}.{prefix}": store for prefix, store in layer._stores.items()})
         super().__init__(stores)
 
+    def parts(self) -> list[Layer]:
+        """The layers in order, those of a Sequential within it too."""
+        return [part for layer in self.layers for part in layer.parts()]
+
     def generators(self) -> list[np.random.Generator]:
         return [g for layer in self.layers for g in layer.generators()]
 

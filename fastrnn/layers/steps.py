@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .layer import Layer, Tape, check_array, check_lengths, check_size, check_tape
+from ..checks import check_array, check_lengths, check_size
+from .layer import Layer, Tape, check_tape
 
 
 def check_floats(name: str, x: Any, letters: str, sizes: dict[str, int]) -> np.ndarray:

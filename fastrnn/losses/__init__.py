@@ -18,14 +18,12 @@ gradients rounded to the type of the first argument.
 from .categorical import cross_entropy, log_softmax, softmax
 from .densities import bernoulli_nll, gaussian_nll, mse, multivariate_gaussian_nll
 from .divergence import entropy, kl_divergence
-from .elements import check_number
 from .mixtures import bivariate_mixture_nll, gaussian_mixture_nll
 from .vocabulary import linear_cross_entropy
 
 __all__ = [
     "bernoulli_nll",
     "bivariate_mixture_nll",
-    "check_number",
     "cross_entropy",
     "entropy",
     "gaussian_mixture_nll",

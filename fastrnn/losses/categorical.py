@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_array, check_indices, check_number
 from ..kernels import softmax as kernels
-from ..layers.layer import check_array, check_indices
 from ..threads import launch, workers_for
-from .elements import check_number, check_reduction, counted, dtype_of, nothing_counts
+from .elements import check_reduction, counted, dtype_of, nothing_counts
 
 # What one exponential costs, in multiply-adds of a matrix product: about 80 of those in a nanosecond.
 EXP_COST = 40

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_array, check_number
 from ..kernels.update import CHUNK, squared_error
-from ..layers.layer import check_array
 from ..threads import launch, workers_for
-from .elements import Elements, check_number, check_same, dtype_of, times, wide
+from .elements import Elements, check_same, dtype_of, times, wide
 
 # What one element costs, in multiply-adds of a matrix product: about 80 of those in a nanosecond.
 ERROR_COST = 20

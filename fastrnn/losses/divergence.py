@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.layer import check_array
+from ..checks import check_array
 from .densities import LOG_TAU, diagonal, solve_lower
 from .elements import check_same, dtype_of, times, wide
 

@@ -6,14 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.layer import check_array
-
-
-def check_number(name: str, value: Any) -> float:
-    """A number as a float; NaN and infinity are numbers too."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{name} is {type(value).__name__}, expected a number")
-    return float(value)
+from ..checks import check_array
 
 
 def check_reduction(reduction: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.layer import check_array
+from ..checks import check_array
 from .densities import LOG_TAU
 from .elements import Elements, check_same, dtype_of, times, wide
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_array, check_size
 from ..layers import buffers
-from ..layers.layer import check_array, check_size
 from ..layers.products import add_column_sums, add_gradient, multiply, pack
 from .categorical import Rows
 from .elements import dtype_of

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.layer import Layer, Tape, check_array, check_size, check_tape
+from ..checks import check_array, check_size
+from ..layers.layer import Layer, Tape, check_tape
 from ..layers.sequential import Sequential
 
 __all__ = ["EncoderDecoder"]
