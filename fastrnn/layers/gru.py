@@ -61,8 +61,9 @@ class GRU(Recurrent):
         self.reset = reset
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
 
-    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
+    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
+        run.states[where.start] = 0 if start is None else start[0]
         share = self._share(run, run.i_size, self._panels)
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         flags |= kernels.TRAINING if run.training else 0
@@ -83,7 +84,7 @@ class GRU(Recurrent):
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, wn,
             run.h, gates, s.reshape(-1),
         )  # fmt: skip
-        return (), (gates, s) if run.training else None
+        return (run.states[where.ends],), (gates, s) if run.training else None
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],

@@ -115,15 +115,15 @@ class LSTM(Recurrent):
                 new[rows] = value if name.startswith("bias_ih") else 0.0
                 self.params[name] = new
 
-    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
+    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
+        h0, c0 = (0, 0) if start is None else start
+        run.states[where.start] = h0
         training = run.training or self.peephole == "full"
         c = buffers.empty((where.slots if training else where.batch, hidden), self.dtype)
-        c[where.start if training else slice(None)] = 0 if start is None else start[0]
+        c[where.start if training else slice(None)] = c0
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.TRAINING if training else 0)
-        gates = empty
-        if training:
-            gates = self._tape(run.total)
+        gates = self._tape(run.total) if training else empty
         m = buffers.empty((run.total if training else where.batch, hidden), self.dtype) if self.proj_size else empty
         share = self._share(run, run.i_size, self._panels)
         flags |= kernels.BY_ROWS if share.by_rows else 0
@@ -140,7 +140,7 @@ class LSTM(Recurrent):
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, peep, full,
             wr, self._form, self._coupled, run.h, c.reshape(-1), gates, m.reshape(-1),
         )  # fmt: skip
-        return (c[where.ends] if training else c,), (c, gates, m) if run.training else None
+        return (run.states[where.ends], c[where.ends] if training else c), (c, gates, m) if run.training else None
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],

@@ -52,8 +52,9 @@ class Run(NamedTuple):
     x: np.ndarray | None  # (total, I)
     ids: np.ndarray  # (total,), or empty
     embedding: Any  # Embedding or None
-    h: np.ndarray  # states, flat from the first of this direction on
-    line: int  # from row to row of them
+    states: np.ndarray  # h, (slots, H)
+    h: np.ndarray  # the same, flat from the first on
+    line: int  # from row to row of it
     training: bool
 
     @property
@@ -229,12 +230,10 @@ class Recurrent(Layer):
                     own, column = buffers.empty((where.slots, H), self.dtype), 0
                     xd = None if x is None else take(x, where.turned)
                     idsd = ids if x is not None else ids[where.turned]
-                own[where.start, column : column + H] = 0 if start is None else start[0]
-                flat = own.reshape(-1)[column:]
-                run = Run(name, where, layout.total, xd, idsd, embedding, flat, own.shape[1], training)
-                rest, tape = self._run(run, None if start is None else start[1:])
-                final[0][k] = own[where.ends, column : column + H]
-                for s, end in zip(final[1:], rest, strict=True):
+                states, flat = own[:, column : column + H], own.reshape(-1)[column:]
+                run = Run(name, where, layout.total, xd, idsd, embedding, states, flat, own.shape[1], training)
+                ends, tape = self._run(run, start)
+                for s, end in zip(final, ends, strict=True):
                     s[k] = end
                 if where.turned is not None:
                     h[batch:, d * H :] = own[batch:][where.turned]
@@ -330,9 +329,7 @@ class Recurrent(Layer):
         named = {}
         for one in kept:
             for run, own in one.runs:
-                line = run.line * run.h.itemsize
-                after = run.h[run.where.shift * run.line :]
-                h = np.lib.stride_tricks.as_strided(after, (run.total, self._widths[0]), (line, run.h.itemsize))
+                h = run.states[run.where.shift :][: run.total]
                 for name, a in {**self._kept(run, own), "h": h}.items():
                     a = layout.unpack(a if run.where.turned is None else a[run.where.turned])
                     a = a.swapaxes(0, 1) if self.batch_first else a
@@ -391,10 +388,10 @@ class Recurrent(Layer):
     # -- what cells have ----------------------------------------------------------------------------------
 
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
-        """The forward of one direction of one layer: h is written into `run.h`, where the initial one already is.
+        """The forward of one direction of one layer: writes `run.states`.
 
-        start : the other initial states (B, H), or None for zeros
-        returns : the other final states; and, in training, what `_back` and `_kept` are given
+        start : the initial states, (B, H) each; None for zeros
+        returns : the final states; and, in training, what `_back` and `_kept` are given
         """
         raise NotImplementedError
 

@@ -59,8 +59,9 @@ class RNN(Recurrent):
         super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
         self._panels = -(-self.hidden_size // (COLS * lanes(self.dtype)))
 
-    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[Any, ...], Any]:
+    def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
+        run.states[where.start] = 0 if start is None else start[0]
         share = self._share(run, run.i_size, self._panels)
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         version = self.store.version
@@ -73,7 +74,7 @@ class RNN(Recurrent):
             where.at, where.counts, share.bounds,
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, run.h,
         )  # fmt: skip
-        return (), None
+        return (run.states[where.ends],), None
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
