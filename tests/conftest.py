@@ -1,5 +1,7 @@
 """Hypothesis profiles, and the settings that a test may change and must put back."""
 
+import signal
+
 import numba
 import pytest
 from helpers import JIT
@@ -13,6 +15,11 @@ settings.register_profile("jit", max_examples=30, derandomize=True, **common)
 settings.register_profile("nojit", max_examples=6, derandomize=True, **common)
 settings.register_profile("explore", max_examples=500, print_blob=True, **common)
 settings.load_profile("jit" if JIT else "nojit")
+
+# A shell that starts this in the background has it ignore Ctrl-C, and with it every process of a test. What is tested
+# is a program that nobody has told so.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header(config):
