@@ -1,6 +1,10 @@
 """Hypothesis profiles, and the settings that a test may change and must put back."""
 
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numba
 import pytest
@@ -25,6 +29,23 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_report_header(config):
     cpu = numba.config.CPU_NAME or "the host's CPU"
     return f"numba {numba.__version__}, " + (f"compiling for {cpu}" if JIT else "JIT disabled")
+
+
+WHOLE = 1000  # tests: with fewer, nothing is compiled ahead
+
+
+def pytest_collection_finish(session):
+    """Compiling is most of the work, and one thread's: see ahead.py."""
+    session.config.ahead = None
+    if JIT and len(session.items) > WHOLE and not session.config.option.collectonly and (os.cpu_count() or 1) > 1:
+        command = [sys.executable, Path(__file__).parent / "ahead.py"]
+        session.config.ahead = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def pytest_sessionfinish(session):
+    if ahead := getattr(session.config, "ahead", None):
+        ahead.kill()
+        ahead.wait()
 
 
 @pytest.fixture
