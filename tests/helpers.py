@@ -97,6 +97,11 @@ class Problem:
         return CELLS[self.cell][1] | dict(self.more)
 
     @property
+    def arguments(self):
+        """The reference's other arguments."""
+        return self.options | {"lengths": self.lengths}
+
+    @property
     def D(self):
         """Directions."""
         return 2 if self.bidirectional else 1
@@ -178,7 +183,7 @@ class Problem:
         params = {name: array for name, array in arrays.items() if name not in ("x", "h0", "c0")}
         state = [arrays.get(f"{name}0") for name in self.states]
         run = {"RNN": reference.rnn, "GRU": reference.gru, "LSTM": reference.lstm}[self.kind]
-        outputs = run(params, x, *state, lengths=self.lengths, **self.options)
+        outputs = run(params, x, *state, **self.arguments)
         return dict(zip(("y", *self.states), outputs, strict=True))
 
     def loss(self, arrays):

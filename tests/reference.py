@@ -52,7 +52,9 @@ NONLINEARITIES = {
 # --- one step of one layer in one direction -----------------------------------------------------------------
 #
 # `params` holds that direction's arrays, under their names without `_l0` or `_l0_reverse`. `seen`, a dict, is given a
-# list of every gate's and state's values, one a call.
+# list of every gate's and state's values, one a call. `drop` (B, H) is the mask of recurrent dropout, the same at every
+# step (Gal and Ghahramani 2016); `keep`, one for each state (B, H), says how much of the old one is kept: zoneout
+# (Krueger et al. 2017).
 
 
 def affine(x, weight, bias):
@@ -78,52 +80,60 @@ def note(seen, **values):
         seen.setdefault(name, []).append(value)
 
 
-def rnn_step(params, x, h, nonlinearity="tanh", seen=None):
+def zoned(keep, old, new):
+    """Some of the old state, and of the new one the rest."""
+    return keep * old + (1 - keep) * new
+
+
+def rnn_step(params, x, h, nonlinearity="tanh", seen=None, drop=1, keep=(0,)):
     """Elman 1990. x (B, I), h (B, H) -> h (B, H)"""
-    h = NONLINEARITIES[nonlinearity](from_below(params, x) + from_before(params, h))
+    h = zoned(keep[0], h, NONLINEARITIES[nonlinearity](from_below(params, x) + from_before(params, drop * h)))
     note(seen, h=h)
     return (h,)
 
 
-def gru_step(params, x, h, reset="after", seen=None):
+def gru_step(params, x, h, reset="after", seen=None, drop=1, keep=(0,)):
     """Cho et al. 2014, whose reset gate stands before the recurrent product; after it, as cuDNN and PyTorch have
     it: Appleyard, Kocisky and Blunsom 2016. x (B, I), h (B, H) -> h (B, H)
     """
     u_r, u_z, u_n = np.split(from_below(params, x), 3, axis=-1)
-    w_r, w_z, w_n = np.split(from_before(params, h), 3, axis=-1)
+    w_r, w_z, w_n = np.split(from_before(params, drop * h), 3, axis=-1)
     r = sigmoid(u_r + w_r)
     z = sigmoid(u_z + w_z)
     if reset == "after":
         n = np.tanh(u_n + r * w_n)
     else:
-        _, _, w_n = np.split(from_before(params, r * h), 3, axis=-1)
+        _, _, w_n = np.split(from_before(params, r * drop * h), 3, axis=-1)
         n = np.tanh(u_n + w_n)
-    h = (1 - z) * n + z * h
+    h = zoned(keep[0], h, (1 - z) * n + z * h)
     note(seen, r=r, z=z, n=n, h=h)
     return (h,)
 
 
 def lstm_step(
     params, x, h, c, peephole=None, coupled=False, clip=None, activations=("sigmoid", "tanh", "tanh"), proj_size=0,
-    seen=None,
+    seen=None, drop=1, keep=(0, 0),
 ):  # fmt: skip
     """x (B, I), h and c (B, H) -> h, c (B, H); with a projection h is (B, P).
 
     Hochreiter and Schmidhuber 1997; the forget gate: Gers, Schmidhuber and Cummins 2000; peepholes: Gers,
     Schraudolph and Schmidhuber 2002; coupled gates: Greff et al. 2017; projection: Sak, Senior and Beaufays 2014.
+    With zoneout, o and h see the cell before it, as in Krueger et al. 2017.
     """
     sigma_g, sigma_c, sigma_h = (NONLINEARITIES[name] for name in activations)
     gates = ("i", "g", "o") if coupled else ("i", "f", "g", "o")
-    a = dict(zip(gates, np.split(from_below(params, x) + from_before(params, h), len(gates), axis=-1), strict=True))
+    a = from_below(params, x) + from_before(params, drop * h)
+    a = dict(zip(gates, np.split(a, len(gates), axis=-1), strict=True))
 
     i = sigma_g(limited(a["i"] + peep(params, "i", c, peephole, coupled), clip))
     f = 1 - i if coupled else sigma_g(limited(a["f"] + peep(params, "f", c, peephole, coupled), clip))
     g = sigma_c(limited(a["g"], clip))
-    c = limited(f * c + i * g, clip)
-    o = sigma_g(limited(a["o"] + peep(params, "o", c, peephole, coupled), clip))
-    h = o * sigma_h(c)
+    new_c = limited(f * c + i * g, clip)
+    o = sigma_g(limited(a["o"] + peep(params, "o", new_c, peephole, coupled), clip))
+    new_h = o * sigma_h(new_c)
     if proj_size:
-        h = h @ np.swapaxes(params["weight_hr"], -1, -2)
+        new_h = new_h @ np.swapaxes(params["weight_hr"], -1, -2)
+    h, c = zoned(keep[0], h, new_h), zoned(keep[1], c, new_c)
     note(seen, i=i, f=f, g=g, o=o, c=c, h=h)
     return h, c
 
@@ -168,13 +178,15 @@ def of_direction(params, end):
     return {name.removesuffix(f"_{end}"): array for name, array in params.items() if name.endswith(f"_{end}")}
 
 
-def over_time(step, params, x, start, lengths):
+def over_time(step, params, x, start, lengths, masks=None):
     """Every layer and direction over every step (Schuster and Paliwal 1997 for the two directions).
 
-    step : (params, x (B, I), *state) -> the new state, h first
+    step : (params, x (B, I), *state; with masks, drop and keep) -> the new state, h first
     start : the initial states, each (L D, B, H)
     lengths : (B,); from a row's end on nothing happens to its state, and y is zero. So the reverse direction,
         which comes from the right, starts at each row's own end.
+    masks : "l0" and so on -> x (B, I), that of the layer's input at every step, drop (B, H), and keep, for each state
+        (T, B, H) or a number
     -> y (T, B, D H), then the final states, each (L D, B, H)
     """
     T, B = x.shape[-3:-1]
@@ -188,7 +200,12 @@ def over_time(step, params, x, start, lengths):
         state = [part[..., number, :, :] for part in start]
         y = [None] * T
         for t in reversed(range(T)) if reverse else range(T):
-            new = step(weights, x[..., t, :, :], *state)
+            if masks is None:
+                new = step(weights, x[..., t, :, :], *state)
+            else:
+                m = masks[end]
+                keep = [k[t] if np.ndim(k) else k for k in m["keep"]]
+                new = step(weights, x[..., t, :, :] * m["x"], *state, drop=m["drop"], keep=keep)
             state = [np.where(valid[t], after, before) for after, before in zip(new, state, strict=True)]
             y[t] = np.where(valid[t], state[0], 0)
         finals.append(state)
@@ -201,26 +218,26 @@ def zeros(params, x, name):
     return np.zeros((len(directions(params)), x.shape[-2], params[f"{name}_l0"].shape[-1]))
 
 
-def rnn(params, x, h0=None, nonlinearity="tanh", lengths=None, seen=None):
+def rnn(params, x, h0=None, nonlinearity="tanh", lengths=None, seen=None, masks=None):
     """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
     start = [zeros(params, x, "weight_hh") if h0 is None else h0]
-    return over_time(lambda p, x, h: rnn_step(p, x, h, nonlinearity, seen), params, x, start, lengths)
+    return over_time(lambda p, x, h, **m: rnn_step(p, x, h, nonlinearity, seen, **m), params, x, start, lengths, masks)
 
 
-def gru(params, x, h0=None, reset="after", lengths=None, seen=None):
+def gru(params, x, h0=None, reset="after", lengths=None, seen=None, masks=None):
     """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
     start = [zeros(params, x, "weight_hh") if h0 is None else h0]
-    return over_time(lambda p, x, h: gru_step(p, x, h, reset, seen), params, x, start, lengths)
+    return over_time(lambda p, x, h, **m: gru_step(p, x, h, reset, seen, **m), params, x, start, lengths, masks)
 
 
-def lstm(params, x, h0=None, c0=None, lengths=None, **options):
+def lstm(params, x, h0=None, c0=None, lengths=None, masks=None, **options):
     """x (T, B, I), h0 and c0 (L D, B, H) -> y (T, B, D H), h and c (L D, B, H); `options`: those of `lstm_step`"""
     widest = "weight_hr" if options.get("proj_size") else "weight_hh"
     start = [
         zeros(params, x, "weight_hh") if h0 is None else h0,
         zeros(params, x, widest) if c0 is None else c0,
     ]
-    return over_time(lambda p, x, h, c: lstm_step(p, x, h, c, **options), params, x, start, lengths)
+    return over_time(lambda p, x, h, c, **m: lstm_step(p, x, h, c, **options, **m), params, x, start, lengths, masks)
 
 
 def over_steps(seen, params, T, lengths=None):

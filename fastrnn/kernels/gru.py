@@ -15,6 +15,7 @@ Before needs every r of a step before any n: a step has two phases, r z and n.
                                               before: W (H x 2W), and P x H W apart for W_n
     tape             T B 4 N block  n r z v, (T + 1) B H  states (the output is a view of them), before: T B H  r h'
     backward         writes the gradients of n r z v over them;  B H  for what z (and r) carry of dh
+    regularisers     recurrent dropout B H  for the mask, (T + 1) B H  for drop h; zoneout T B H  for the mask
 
 What a row's numbers are depends on that row alone: each pre-activation is one chain of multiply-adds from the bias, x
 before h, ascending.
@@ -27,6 +28,7 @@ from ..simd.sync import turns
 from ..simd.target import COLS
 from ..simd.vector import block, block_of, fma, lanes, lanes_of, load, pointwise, stack, store
 from .activations import dsigmoid, dtanh, sigmoid, tanh
+from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
 from .panels import (
     CHUNK,
     TAPE,
@@ -135,8 +137,9 @@ def add_sums(acc, a, a_off, wnt):
 @part
 def forward_item(
     row0, row1, panel, n, before, after, kept, kept_rows, i_size, h_size, h_line, flags,
-    x, ids, table, w, wn, h0, h, gates, s, y,
+    x, ids, table, w, wn, h0, h, gates, s, y, hw, hw_line,
 ):  # fmt: skip
+    """hw : rows of hw_line numbers: h' as it goes into the products with W, read"""
     lane = lanes_of(w)
     line = TAPE * lane
     at = panel * (TAPE + GATES * i_size + (GATES if wn is None else 2) * h_size) * lane
@@ -156,16 +159,17 @@ def forward_item(
         else:
             x_at = (n + r0) * i_size
             tiles(y, 0, line, rows, 3, x, x_at, i_size, i_size, 0, 1, w, u_at, GATES * lane)
-        h0_at = (before + r0) * h_line
+        h0_at, hw_at = (before + r0) * h_line, (before + r0) * hw_line
         if wn is None:
-            tiles(y, lane, line, rows, 3, h0, h0_at, h_line, h_size, 0, 1, w, w_at, GATES * lane)
+            tiles(y, lane, line, rows, 3, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, GATES * lane)
         else:
-            tiles(y, lane, line, rows, 2, h0, h0_at, h_line, h_size, 0, 1, w, w_at, 2 * lane)
+            tiles(y, lane, line, rows, 2, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, 2 * lane)
         for r in range(rows):
             from_at, to_at = h0_at + r * h_line + unit, (after + r0 + r) * h_line + unit
             g_at = tape_at(w, panel, kept_rows, kept + r0 + r)
             if wn is not None:
-                cell_open(y, r * line, h0, from_at, s, (kept + r0 + r) * h_size + unit, gates, g_at, count)
+                s_at = (kept + r0 + r) * h_size + unit
+                cell_open(y, r * line, hw, hw_at + r * hw_line + unit, s, s_at, gates, g_at, count)
             elif flags & TRAINING:
                 cell(y, r * line, h0, from_at, h, to_at, count, gates, g_at)
             else:
@@ -191,7 +195,10 @@ def candidate_item(row0, row1, panel, before, after, kept, kept_rows, h_size, h_
 
 
 @part
-def backward_item(row0, row1, q, n, before, ahead, following, total, h_size, h_line, flags, dy, wt, wnt, h, a, dh0, dh):
+def backward_item(
+    row0, row1, q, n, before, ahead, following, total, h_size, h_line, flags, dy, wt, wnt, h, a, dh0,
+    drop, keep, held, dh,
+):  # fmt: skip
     """Step s with its rows at n and before as in forward_item; before the first step n is -1.
 
     ahead : n of step s + 1, of whose rows there are `following`
@@ -209,12 +216,18 @@ def backward_item(row0, row1, q, n, before, ahead, following, total, h_size, h_l
         for r in range(rows):  # what z carried from the step after, or the final state's gradient
             for k in range(cols):
                 unit = (first + k) * lane
-                copy_in(dh, r * stride + k * lane, dh0, (r0 + r) * h_size + unit, h_size - unit)
+                count = h_size - unit
+                if drop is not None:  # it comes after the product
+                    count = count if r >= going else 0
+                copy_in(dh, r * stride + k * lane, dh0, (r0 + r) * h_size + unit, count)
         left = (ahead + r0) * TAPE * size + size
         tiles(
             dh, 0, stride, going, cols, a, left, TAPE * size, seg, total * TAPE * size, blocks,
             wt, first * lane * blocks * seg, stride,
         )  # fmt: skip
+        if drop is not None:
+            drop_out_backward(r0, going, first, cols, h_size, drop, dh)
+            add_carried(r0, going, first, cols, h_size, dh0, dh)
         for k in range(cols):
             unit = (first + k) * lane
             count = h_size - unit
@@ -226,16 +239,20 @@ def backward_item(row0, row1, q, n, before, ahead, following, total, h_size, h_l
                     continue
                 if flags & DY:
                     add_in(dh, d_at, dy, (n + r0 + r) * h_line + unit, count)
+                if keep is not None:
+                    hold(dh, d_at, held, 0, keep, (n + r0 + r) * h_size + unit, count)
                 a_at = tape_at(wt, first + k, total, n + r0 + r)
                 h_at = (before + r0 + r) * h_line + unit
                 if wnt is None:
                     cell_backward(a, a_at, dh, d_at, h, h_at, dh0, state, count)
                 else:
                     cell_close_backward(a, a_at, dh, d_at, h, h_at, dh0, state, count)
+                if keep is not None:
+                    add_out(dh0, state, held, 0, count)
 
 
 @part
-def reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h, a, dh0, ds):
+def reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h, a, dh0, drop, ds):
     """Before, when every dn of the step is there: the gradient of r h', and with it that of r."""
     lane = lanes_of(wnt)
     panels, blocks = panels_for(wnt, h_size), blocks_for(wnt, h_size)
@@ -252,6 +269,8 @@ def reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h,
             ds, 0, stride, rows, cols, a, (n + r0) * TAPE * size, TAPE * size, size, total * TAPE * size, blocks,
             wnt, first * lane * blocks * size, stride,
         )  # fmt: skip
+        if drop is not None:  # s = r (drop h')
+            drop_out_backward(r0, rows, first, cols, h_size, drop, ds)
         for k in range(cols):
             unit = (first + k) * lane
             for r in range(rows):
@@ -269,7 +288,7 @@ def reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h,
 @kernel
 def gru_forward(
     worker, workers, tickets, steps, kept_rows, i_size, h_size, h_line, shift, flags, pieces,
-    at, counts, bounds, x, ids, table, w, wn, h, gates, s,
+    at, counts, bounds, x, ids, table, w, wn, h, gates, s, drop, dropped, keep, each,
 ):  # fmt: skip
     """All steps of one direction of one layer. For `at`, `counts`, `bounds`, `shift` and `total` see panels.py.
 
@@ -282,9 +301,15 @@ def gru_forward(
     gates : (N, kept_rows, 4 blocks), with TRAINING kept_rows = total, written: n r z v; or, with wn but without
         TRAINING, kept_rows = B, overwritten
     s : with wn (kept_rows, H), written: r h'
+    drop, dropped : (B, H), read, and rows of H, as h, for the mask of recurrent dropout and h times it; or None
+    keep : (total, H), read, for zoneout, without `each` one row for all; or None
     """
     panels = panels_for(w, h_size)
     y = stack(w, WORK)
+    if drop is None:
+        hw, hw_line = h, h_line
+    else:
+        hw, hw_line = dropped, h_size
     phases = 1 if wn is None else 2
     length, span = (steps * phases, panels) if flags & BY_ROWS else (1, 1)
     rounds = steps * phases // max(1, length)
@@ -299,18 +324,25 @@ def gru_forward(
                 if k % phases == 0:
                     forward_item(
                         row0, row1, panel, n, at[t], at[t + 1], kept, kept_rows, i_size, h_size, h_line, flags,
-                        x, ids, table, w, wn, h, h, gates, s, y,
+                        x, ids, table, w, wn, h, h, gates, s, y, hw, hw_line,
                     )  # fmt: skip
                 elif wn is not None:
                     candidate_item(
                         row0, row1, panel, at[t], at[t + 1], kept, kept_rows, h_size, h_line, wn, h, gates, s, y
                     )
+                if keep is not None and k % phases == phases - 1:
+                    zone_out(
+                        row0, row1, panel, 1, h_size, h, at[t + 1], h_line, h, at[t], at[t + 1], h_line,
+                        keep, n if each else -1,
+                    )  # fmt: skip
+                if drop is not None and k % phases == phases - 1:
+                    drop_out(row0, row1, panel, 1, h_size, h, at[t + 1], h_line, drop, dropped)
 
 
 @kernel
 def gru_backward(
     worker, workers, tickets, steps, total, h_size, h_line, shift, flags, pieces,
-    at, counts, bounds, dy, ids, wt, wnt, h, gates, dh0, dtable, dbias,
+    at, counts, bounds, dy, ids, wt, wnt, h, gates, dh0, dtable, dbias, drop, keep,
 ):  # fmt: skip
     """All steps, backwards; then the sums over steps and rows that biases need.
 
@@ -324,10 +356,11 @@ def gru_backward(
     dh0 : (B, H): gradient of the final state read, of the initial state written
     dtable : with INDEXED (V, 3H), accumulated
     dbias : (4, H), accumulated: of n r z v; without v if there is wnt
+    drop, keep : (B, H), (total, H), as gru_forward, read, or None
     """
     panels = panels_for(wt, h_size)
     groups = (panels + COLS - 1) // COLS
-    dh, acc = stack(wt, WORK), stack(wt, TAPE)
+    dh, acc, held = stack(wt, WORK), stack(wt, TAPE), stack(wt, 1)
     phases = 1 if wnt is None else 2
     last = steps * phases + 1
     length, span = (last, groups) if flags & BY_ROWS else (1, 1)
@@ -344,10 +377,10 @@ def gru_backward(
                 if k % phases == 0:
                     backward_item(
                         row0, row1, q, n, before, ahead, following, total, h_size, h_line, flags,
-                        dy, wt, wnt, h, gates, dh0, dh,
+                        dy, wt, wnt, h, gates, dh0, drop, keep, held, dh,
                     )  # fmt: skip
                 elif wnt is not None:
-                    reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h, gates, dh0, dh)
+                    reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h, gates, dh0, drop, dh)
     if flags & (BIAS | INDEXED):
         lane = lanes_of(gates)
         for _, panel in turns(tickets, 1, worker, workers, 1, panels):
@@ -388,7 +421,7 @@ def gru_step(w, x, out, h0):
     for panel in range(panels):
         forward_item(
             0, batch, panel, 0, 0, 0, 0, batch, i_size, h_size, h_size, 0,
-            x, ids, none, w, None, h0, h, none, none, work,
+            x, ids, none, w, None, h0, h, none, none, work, h0, h_size,
         )  # fmt: skip
     for k in range(0, batch * h_size, lane):
         copy_rows(y, k, h, k, batch * h_size - k)

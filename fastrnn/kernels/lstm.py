@@ -16,6 +16,8 @@ step has two phases, c and h. The options, each of which another text of these k
     coupled     f = 1 - i: three gates, i g o, and two peepholes, i o (Greff et al. 2017, CIFG)
     projection  h = W_hr m, m = o tanh(c): h has O numbers, fewer than H (Sak, Senior and Beaufays 2014). A step has one
                 more phase, as h needs every m of it; backward too, as m's gradient needs all of h's.
+    zoneout     of c, after it is f c' + i g: o and h of this step see the cell before, i and f of the next that after
+                (Krueger et al. 2017; see masks.py, also for zoneout of h and dropout of h' on its way to W)
 
 A panel is W hidden units with all their gates, W the lanes of a vector. One tile gives every gate of a panel for up to
 ROWS rows, and the gate arithmetic follows while they are in L1. A tape keeps gates in blocks of 64 bytes of units, of
@@ -29,6 +31,8 @@ projection.
     tape             T B 4 N block  gates, (T + 1) B H  cells, (T + 1) B O  states (the output is a view of them),
                      with a projection T B H  for m
     backward         writes dZ over the gates;  B H  for dc, with a projection T B O  for dh
+    regularisers     recurrent dropout B O  for the mask, (T + 1) B O  for h times it; zoneout of h T B O  for the mask,
+                     of c T B H  for the mask, T B H  for the cells before, in backward B H  for what is carried of dc
 
 What a row's numbers are depends on that row alone: each pre-activation is one chain of multiply-adds from the bias, x
 before h, ascending.
@@ -55,6 +59,7 @@ from ..simd.vector import (
     store,
 )
 from .activations import ACTIVATIONS
+from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
 from .panels import (
     CHUNK,
     TAPE,
@@ -62,6 +67,7 @@ from .panels import (
     add_biases,
     add_in,
     add_out,
+    add_rows,
     blocks_for,
     copy_in,
     copy_line,
@@ -272,10 +278,12 @@ def add_sums(acc, dz, dz_off, coupled, p=None, c0=None, c0_off=0, c=None, c_off=
 
 @part
 def forward_item(
-    row0, row1, panel, n, before, after, total, i_size, h_size, o_size, h_line, flags,
+    row0, row1, panel, n, before, c_row, total, i_size, h_size, o_size, h_line, flags,
     x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c0, c, gates, z,
 ):  # fmt: skip
-    """to : rows of to_line numbers, from to_row on: h, or what is projected to it, written"""
+    """c : rows of H numbers, from c_row on written
+    to : rows of to_line numbers, from to_row on: h, or what is projected to it, written
+    """
     lane = lanes_of(w)
     number = GATES if coupled is None else GATES - 1
     line, w_line = GATES * lane, number * lane
@@ -311,7 +319,7 @@ def forward_item(
         for r in range(rows):
             z_at = r * line
             c0_at = ((before if training else 0) + r0 + r) * h_size + unit
-            c_at = ((after if training else 0) + r0 + r) * h_size + unit
+            c_at = (c_row + r0 + r) * h_size + unit
             to_at = (to_row + r0 + r) * to_line + unit
             g_at = tape_at(w, panel, total, n + r0 + r)
             p_at = unit * (number - 1)
@@ -325,7 +333,7 @@ def forward_item(
 
 @part
 def output_item(
-    row0, row1, panel, n, after, total, h_size, full, form, coupled, to, to_row, to_line, c, gates, z
+    row0, row1, panel, n, c_row, total, h_size, full, form, coupled, to, to_row, to_line, c, gates, z
 ):  # fmt: skip
     """With full peepholes, when every c of the step is there: the output gate and h, or what is projected to it."""
     lane = lanes_of(full)
@@ -337,10 +345,10 @@ def output_item(
         rows = min(CHUNK, row1 - r0)
         for r in range(rows):
             copy_in(z, r * lane, gates, tape_at(z, panel, total, n + r0 + r) + o_at, lane)
-        tiles(z, 0, lane, rows, 1, c, (after + r0) * h_size, h_size, h_size, 0, 1, full, p_at, lane)
+        tiles(z, 0, lane, rows, 1, c, (c_row + r0) * h_size, h_size, h_size, 0, 1, full, p_at, lane)
         for r in range(rows):
             g_at = tape_at(z, panel, total, n + r0 + r) + o_at
-            c_at, to_at = (after + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
+            c_at, to_at = (c_row + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
             cell_close(z, r * lane, c, c_at, to, to_at, gates, g_at, h_size - unit, form)
 
 
@@ -365,9 +373,11 @@ def projection_item(row0, row1, q, after, h_size, o_size, h_line, wr, m, m_row, 
 
 @part
 def arriving(
-    r0, rows, q, vectors, n, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, coupled, z, dh0, dh
-):
-    """dh, written: COLS of `vectors` vectors of the gradient of h, from the step after and from y.
+    r0, rows, q, vectors, n, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, coupled, z, dh0,
+    drop, keep, dh,
+):  # fmt: skip
+    """dh, written: COLS of `vectors` vectors of the gradient of h, from the step after and from y. With zoneout that of
+    h before it, and dh0 what it kept of h'.
 
     Its arguments are those of backward_item.
     """
@@ -387,17 +397,28 @@ def arriving(
     left = (ahead + r0) * z_line
     wt_at = first * lane * blocks * seg
     tiles(dh, 0, stride, going, cols, z, left, z_line, seg, total * z_line, blocks, wt, wt_at, stride)
+    if drop is not None:
+        drop_out_backward(r0, going, first, cols, o_size, drop, dh)
+    if keep is not None:
+        add_carried(r0, going, first, cols, o_size, dh0, dh)
     if n >= 0 and flags & DY:
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
                 add_in(dh, r * stride + k * lane, dy, (n + r0 + r) * d_line + unit, o_size - unit)
+    if keep is not None and n >= 0:
+        for r in range(rows):
+            for k in range(cols):
+                unit = (first + k) * lane
+                keep_at = (n + r0 + r) * o_size + unit
+                hold(dh, r * stride + k * lane, dh0, (r0 + r) * o_size + unit, keep, keep_at, o_size - unit)
 
 
 @part
 def projection_item_backward(
-    row0, row1, q, n, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, coupled, z, dh0, dhs, dh
-):
+    row0, row1, q, n, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, coupled, z, dh0, dhs,
+    drop, keep, dh,
+):  # fmt: skip
     """With a projection: the gradient of h, kept in dhs; before the first step in dh0."""
     lane = lanes_of(wt)
     first, vectors = q * COLS, (o_size + lane - 1) // lane
@@ -405,8 +426,9 @@ def projection_item_backward(
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
         arriving(
-            r0, rows, q, vectors, n, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, coupled, z, dh0, dh
-        )
+            r0, rows, q, vectors, n, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, coupled, z, dh0,
+            drop, keep, dh,
+        )  # fmt: skip
         for r in range(rows):
             for k in range(cols):
                 unit, d_at = (first + k) * lane, (r * cols + k) * lane
@@ -418,12 +440,13 @@ def projection_item_backward(
 
 @part
 def backward_item(
-    row0, row1, q, n, before, after, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, peep, full, wrt,
-    form, coupled, c, z, dc, dh0, dhs, dh,
+    row0, row1, q, n, before, c_row, ahead, following, total, h_size, o_size, d_line, flags, dy, wt, peep, full, wrt,
+    form, coupled, c0, c, z, dc, dhs, drop, keep, keep_c, carried, dh,
 ):  # fmt: skip
-    """Step s with its rows at n, before, after as in forward_item; before the first step n is -1.
+    """Step s with its rows at n, before, c_row as in forward_item; before the first step n is -1.
 
     ahead : n of step s + 1, of whose rows there are `following`
+    dhs : with wrt that of the kernel, else its dh0. (Numba does not read calls with more than 30 arguments.)
     """
     lane = lanes_of(wt)
     number = GATES if coupled is None else GATES - 1
@@ -437,7 +460,7 @@ def backward_item(
         if wrt is None:
             arriving(
                 r0, rows, q, panels, n, ahead, following, total, h_size, o_size, d_line, flags,
-                dy, wt, coupled, z, dh0, dh,
+                dy, wt, coupled, z, dhs, drop, keep, dh,
             )  # fmt: skip
         elif n >= 0:
             for k in range(0, rows * stride, lane):
@@ -457,21 +480,27 @@ def backward_item(
                 state = (r0 + r) * h_size + unit
                 if n < 0:
                     if wrt is None:
-                        copy_out(dh0, state, dh, d_at, count)
+                        copy_out(dhs, state, dh, d_at, count)
                     continue
                 z_at = tape_at(wt, first + k, total, n + r0 + r)
-                c0_at, c_at = (before + r0 + r) * h_size + unit, (after + r0 + r) * h_size + unit
+                c0_at, c_at = (before + r0 + r) * h_size + unit, (c_row + r0 + r) * h_size + unit
+                if keep_c is not None:
+                    hold(dc, state, carried, state, keep_c, (n + r0 + r) * h_size + unit, count)
                 if full is not None:
                     cell_close_backward(z, z_at, dh, d_at, c, c_at, dc, state, count, form, coupled)
                 else:
                     p_at = unit * (number - 1)
                     cell_backward(
-                        z, z_at, dh, d_at, c, c0_at, c, c_at, dc, state, count, peep, p_at, form, coupled
+                        z, z_at, dh, d_at, c0, c0_at, c, c_at, dc, state, count, peep, p_at, form, coupled
                     )  # fmt: skip
+                    if keep_c is not None:
+                        add_rows(dc, state, carried, state, count)
 
 
 @part
-def open_item_backward(row0, row1, q, n, before, after, total, h_size, full, form, coupled, c, z, dc, work):
+def open_item_backward(
+    row0, row1, q, n, before, c_row, total, h_size, full, form, coupled, c0, c, z, dc, keep_c, carried, work
+):
     """With full peepholes, when every dz_o of the step is there: the other gates."""
     lane = lanes_of(full)
     number = GATES if coupled is None else GATES - 1
@@ -488,10 +517,11 @@ def open_item_backward(row0, row1, q, n, before, after, total, h_size, full, for
             unit = (first + k) * lane
             for r in range(rows):
                 z_at = tape_at(full, first + k, total, n + r0 + r)
-                c0_at, c_at = (before + r0 + r) * h_size + unit, (after + r0 + r) * h_size + unit
-                cell_open_backward(
-                    z, z_at, c, c0_at, c, c_at, dc, (r0 + r) * h_size + unit, h_size - unit, form, coupled
-                )
+                c0_at, c_at = (before + r0 + r) * h_size + unit, (c_row + r0 + r) * h_size + unit
+                state = (r0 + r) * h_size + unit
+                cell_open_backward(z, z_at, c0, c0_at, c, c_at, dc, state, h_size - unit, form, coupled)
+                if keep_c is not None:
+                    add_rows(dc, state, carried, state, h_size - unit)
 
 
 @device
@@ -513,7 +543,7 @@ def add_product(dc, r0, first, cols, rows, h_size, z, left, seg, total, blocks, 
 
 
 @part
-def sums_item(panel, n, before, after, rows, total, h_size, flags, ids, peep, coupled, z, c, acc, dtable):
+def sums_item(panel, n, before, c_row, rows, total, h_size, flags, ids, peep, coupled, z, c0, c, acc, dtable):
     """One panel of one step of what is summed over all steps and rows."""
     lane = lanes_of(z)
     number = GATES if coupled is None else GATES - 1
@@ -521,8 +551,8 @@ def sums_item(panel, n, before, after, rows, total, h_size, flags, ids, peep, co
     count = h_size - unit
     for r in range(rows):
         z_at = tape_at(z, panel, total, n + r)
-        c0_at, c_at = (before + r) * h_size + unit, (after + r) * h_size + unit
-        add_sums(acc, z, z_at, coupled, peep, c, c0_at, c, c_at, count)
+        c0_at, c_at = (before + r) * h_size + unit, (c_row + r) * h_size + unit
+        add_sums(acc, z, z_at, coupled, peep, c0, c0_at, c, c_at, count)
         if flags & INDEXED:
             for k in range(number):
                 add_out(dtable, (ids[n + r] * number + k) * h_size + unit, z, z_at + k * block_of(z), count)
@@ -537,6 +567,7 @@ def sums_item(panel, n, before, after, rows, total, h_size, flags, ids, peep, co
 def lstm_forward(
     worker, workers, tickets, steps, total, i_size, h_size, o_size, h_line, shift, flags, pieces,
     at, counts, bounds, x, ids, table, w, peep, full, wr, form, coupled, h, c, gates, m,
+    drop, dropped, keep, keep_c, each, cells,
 ):  # fmt: skip
     """All steps of one direction of one layer. For `at`, `counts`, `bounds`, `shift` and `total` see panels.py.
 
@@ -553,9 +584,16 @@ def lstm_forward(
     c : with TRAINING rows of H, as h; else (B, H), read and overwritten
     gates : with TRAINING (N, total, 4 blocks), written: i f g o, with coupled gates i g o
     m : with wr (total, H), without TRAINING (B, H), written
+    drop, dropped : (B, O), read, and rows of O, as h, for the mask of recurrent dropout and h times it; or None
+    keep, keep_c : (total, O), (total, H), read, for zoneout of h and c, without `each` one row for all; or None
+    cells : with keep_c (total, H), without TRAINING (B, H), written: c before zoneout; else None
     """
     panels = panels_for(w, h_size)
     z = stack(w, WORK)
+    if drop is None:
+        h0, h0_line = h, h_line
+    else:
+        h0, h0_line = dropped, o_size
     phases = (1 if full is None else 2) + (0 if wr is None else 1)
     length, span = (steps * phases, panels) if flags & BY_ROWS else (1, 1)
     rounds = steps * phases // max(1, length)
@@ -569,26 +607,49 @@ def lstm_forward(
                 to, to_row, to_line = h, at[s + 1], h_line
             else:
                 to, to_row, to_line = m, n if flags & TRAINING else 0, h_size
+            c0_row, c_row = (at[s], at[s + 1]) if flags & TRAINING else (0, 0)
+            if cells is None:
+                new, new_row = c, c_row
+            else:
+                new, new_row = cells, n if flags & TRAINING else 0
             for panel in range(first, first + span):
                 if phase == 0:
                     forward_item(
-                        row0, row1, panel, n, at[s], at[s + 1], total, i_size, h_size, o_size, h_line, flags,
-                        x, ids, table, w, peep, full, form, coupled, h, to, to_row, to_line, c, c, gates, z,
+                        row0, row1, panel, n, at[s], new_row, total, i_size, h_size, o_size, h0_line, flags,
+                        x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c, new, gates, z,
+                    )  # fmt: skip
+                if keep_c is not None and phase == 0:
+                    zone_out(
+                        row0, row1, panel, 1, h_size, new, new_row, h_size, c, c0_row, c_row, h_size,
+                        keep_c, n if each else -1,
                     )  # fmt: skip
                 if full is not None and phase == 1:
                     output_item(
-                        row0, row1, panel, n, at[s + 1], total, h_size, full, form, coupled,
-                        to, to_row, to_line, c, gates, z,
+                        row0, row1, panel, n, new_row, total, h_size, full, form, coupled,
+                        to, to_row, to_line, new, gates, z,
                     )  # fmt: skip
                 # h has fewer vectors than there are panels, and some of these have nothing to do.
                 if wr is not None and phase == phases - 1 and panel * COLS * lanes_of(w) < o_size:
                     projection_item(row0, row1, panel, at[s + 1], h_size, o_size, h_line, wr, m, to_row, h, z)
+                if wr is None:
+                    v, cols = panel, 1
+                else:
+                    v = panel * COLS
+                    cols = max(0, min(COLS, (o_size + lanes_of(w) - 1) // lanes_of(w) - v))
+                if keep is not None and phase == phases - 1:
+                    zone_out(
+                        row0, row1, v, cols, o_size, h, at[s + 1], h_line, h, at[s], at[s + 1], h_line,
+                        keep, n if each else -1,
+                    )  # fmt: skip
+                if drop is not None and phase == phases - 1:
+                    drop_out(row0, row1, v, cols, o_size, h, at[s + 1], h_line, drop, dropped)
 
 
 @kernel
 def lstm_backward(
     worker, workers, tickets, steps, total, h_size, o_size, d_line, shift, flags, pieces,
     at, counts, bounds, dy, ids, wt, peep, full, wrt, form, coupled, c, gates, dc, dh0, dhs, dtable, dbias, dpeep,
+    drop, keep, keep_c, cells, carried,
 ):  # fmt: skip
     """All steps, backwards; then the sums over steps and rows that biases and peepholes need.
 
@@ -608,6 +669,8 @@ def lstm_backward(
     dtable : with INDEXED (V, GH), accumulated
     dbias : (GH,), accumulated
     dpeep : (G - 1, H), accumulated, or None as peep is
+    drop, keep, keep_c, cells : as lstm_forward, read, or None
+    carried : with keep_c (B, H), overwritten; else None
     """
     panels = panels_for(wt, h_size)
     groups = (panels + COLS - 1) // COLS
@@ -617,6 +680,7 @@ def lstm_backward(
     last = steps * phases + 1  # before the first step there is dh0, and with full peepholes its dc
     if full is not None:
         last += through
+    through_h = dh0 if wrt is None else dhs
     length, span = (last, groups) if flags & BY_ROWS else (1, 1)
     for start, item in turns(tickets, 0, worker, workers, last // length, groups // span * pieces):
         first, piece = item // pieces, item % pieces
@@ -627,21 +691,27 @@ def lstm_backward(
             before = at[max(s, 0)]
             # One step past the end has no rows: nothing is read at `ahead` then.
             ahead, following = (at[s + 2] - shift, counts[s + 1]) if s < steps - 1 else (0, 0)
+            if cells is None:
+                new, new_row = c, at[s + 1]
+            else:
+                new, new_row = cells, n
             for q in range(first, first + span):
                 if wrt is not None and phase == 0 and q * COLS * lanes_of(wt) < o_size:
                     projection_item_backward(
                         row0, row1, q, n, ahead, following, total, h_size, o_size, d_line, flags,
-                        dy, wt, coupled, gates, dh0, dhs, dh,
+                        dy, wt, coupled, gates, dh0, dhs, drop, keep, dh,
                     )  # fmt: skip
                 if phase == through:
                     backward_item(
-                        row0, row1, q, n, before, at[s + 1], ahead, following, total, h_size, o_size, d_line, flags,
-                        dy, wt, peep, full, wrt, form, coupled, c, gates, dc, dh0, dhs, dh,
+                        row0, row1, q, n, before, new_row, ahead, following, total, h_size, o_size, d_line, flags,
+                        dy, wt, peep, full, wrt, form, coupled, c, new, gates, dc,
+                        through_h, drop, keep, keep_c, carried, dh,
                     )  # fmt: skip
                 if full is not None and phase == phases - 1:
                     open_item_backward(
-                        row0, row1, q, n, before, at[s + 1], total, h_size, full, form, coupled, c, gates, dc, dh
-                    )
+                        row0, row1, q, n, before, new_row, total, h_size, full, form, coupled, c, new, gates, dc,
+                        keep_c, carried, dh,
+                    )  # fmt: skip
     if flags & (BIAS | INDEXED) or peep is not None:
         lane = lanes_of(gates)
         number = GATES if coupled is None else GATES - 1
@@ -650,9 +720,13 @@ def lstm_backward(
                 acc[k] = 0
             for s in range(steps):
                 n = at[s + 1] - shift
+                if cells is None:
+                    new, new_row = c, at[s + 1]
+                else:
+                    new, new_row = cells, n
                 sums_item(
-                    panel, n, at[s], at[s + 1], counts[s], total, h_size, flags, ids, peep, coupled,
-                    gates, c, acc, dtable,
+                    panel, n, at[s], new_row, counts[s], total, h_size, flags, ids, peep, coupled,
+                    gates, c, new, acc, dtable,
                 )  # fmt: skip
             unit = panel * lane
             if flags & BIAS:

@@ -9,6 +9,7 @@ A panel is COLS * W hidden units, W the lanes of a vector, the last one as narro
     packed weights   S (1 + I + H)       a panel after the other: b (line), U (I x line), W (H x line)
     tape             (T + 1) B H         states; the output is a view of them: F' is known from F
     backward         T B H  for dZ
+    regularisers     recurrent dropout B H  for the mask, (T + 1) B H  for drop h; zoneout T B H  for the mask
 
 What a row's numbers are depends on that row alone: each pre-activation is one chain of multiply-adds from the bias, x
 before h, ascending.
@@ -21,6 +22,7 @@ from ..simd.sync import turns
 from ..simd.target import COLS
 from ..simd.vector import lanes_of, load, pointwise, stack, store
 from .activations import drelu, dsigmoid, dtanh, relu, sigmoid, tanh
+from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
 from .panels import (
     CHUNK,
     WORK,
@@ -86,8 +88,9 @@ def sigmoid_backward(dh, dh_off, h, h_off, dz, dz_off, count):
 
 @part
 def forward_item(
-    row0, row1, q, n, before, after, i_size, h_size, h_line, flags, nonlinearity, x, ids, table, w, h0, h, z
-):
+    row0, row1, q, n, before, after, i_size, h_size, h0_line, h_line, flags, nonlinearity,
+    x, ids, table, w, h0, h, z,
+):  # fmt: skip
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
     first = q * COLS
@@ -107,7 +110,7 @@ def forward_item(
         if not flags & INDEXED:
             tiles(z, 0, line, rows, cols, x, (n + r0) * i_size, i_size, i_size, 0, 1, w, at + line, line)
         w_at = at + line * (1 + i_size)
-        tiles(z, 0, line, rows, cols, h0, (before + r0) * h_line, h_line, h_size, 0, 1, w, w_at, line)
+        tiles(z, 0, line, rows, cols, h0, (before + r0) * h0_line, h0_line, h_size, 0, 1, w, w_at, line)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
@@ -125,7 +128,7 @@ def forward_item(
 
 @part
 def backward_item(
-    row0, row1, q, n, after, ahead, following, h_size, h_line, flags, nonlinearity, dy, wt, h, dz, dh0, dh
+    row0, row1, q, n, after, ahead, following, h_size, h_line, flags, nonlinearity, dy, wt, h, dz, dh0, drop, keep, dh
 ):
     """Step s with its rows at n and after as in forward_item; before the first step n is -1.
 
@@ -145,6 +148,10 @@ def backward_item(
                 copy_in(dh, r * line + k * lane, dh0, (r0 + r) * h_size + unit, h_size - unit if r >= going else 0)
         left = (ahead + r0) * h_size
         tiles(dh, 0, line, going, cols, dz, left, h_size, h_size, 0, 1, wt, first * lane * h_size, line)
+        if drop is not None:
+            drop_out_backward(r0, going, first, cols, h_size, drop, dh)
+        if keep is not None:  # what the step after kept of h
+            add_carried(r0, going, first, cols, h_size, dh0, dh)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
@@ -154,6 +161,8 @@ def backward_item(
                 h_at = (after + r0 + r) * h_line + unit
                 if n >= 0 and flags & DY:
                     add_in(dh, d_at, dy, (n + r0 + r) * h_line + unit, count)
+                if keep is not None and n >= 0:  # where h' was kept nothing goes on to F', which is that of h' there
+                    hold(dh, d_at, dh0, (r0 + r) * h_size + unit, keep, z_at, count)
                 if n < 0:
                     copy_out(dh0, (r0 + r) * h_size + unit, dh, d_at, count)
                 elif nonlinearity == 0:
@@ -174,7 +183,7 @@ def backward_item(
 @kernel
 def rnn_forward(
     worker, workers, tickets, steps, i_size, h_size, h_line, shift, flags, nonlinearity, pieces,
-    at, counts, bounds, x, ids, table, w, h,
+    at, counts, bounds, x, ids, table, w, h, drop, dropped, keep, each,
 ):  # fmt: skip
     """All steps of one direction of one layer. For `at`, `counts`, `bounds`, `shift` and `total` see panels.py.
 
@@ -183,26 +192,41 @@ def rnn_forward(
     ids : (total,) int64, read, rows of table : (V, H), U x + b for each x, read
     w : packed weights, read
     h : rows of h_line numbers, H of them used; those of at[0] read, all others written
+    drop, dropped : (B, H), read, and rows of H, as h, for the mask of recurrent dropout and h times it; or None
+    keep : (total, H), read, for zoneout, without `each` one row for all; or None
     """
     lane = lanes_of(w)
-    panels = ((h_size + lane - 1) // lane + COLS - 1) // COLS
+    vectors = (h_size + lane - 1) // lane
+    panels = (vectors + COLS - 1) // COLS
     z = stack(w, WORK)
+    if drop is None:
+        h0, h0_line = h, h_line
+    else:
+        h0, h0_line = dropped, h_size
     length, span = (steps, panels) if flags & BY_ROWS else (1, 1)
     for start, item in turns(tickets, 0, worker, workers, steps // max(1, length), panels // span * pieces):
         first, piece = item // pieces, item % pieces
         for s in range(start * length, start * length + length):
             row0, row1 = rows_of(piece, pieces, counts[s], bounds, flags & BY_ROWS)
             for q in range(first, first + span):
+                n, cols = at[s + 1] - shift, min(COLS, vectors - q * COLS)
                 forward_item(
-                    row0, row1, q, at[s + 1] - shift, at[s], at[s + 1], i_size, h_size, h_line, flags, nonlinearity,
-                    x, ids, table, w, h, h, z,
+                    row0, row1, q, n, at[s], at[s + 1], i_size, h_size, h0_line, h_line, flags, nonlinearity,
+                    x, ids, table, w, h0, h, z,
                 )  # fmt: skip
+                if keep is not None:
+                    zone_out(
+                        row0, row1, q * COLS, cols, h_size, h, at[s + 1], h_line, h, at[s], at[s + 1], h_line,
+                        keep, n if each else -1,
+                    )  # fmt: skip
+                if drop is not None:
+                    drop_out(row0, row1, q * COLS, cols, h_size, h, at[s + 1], h_line, drop, dropped)
 
 
 @kernel
 def rnn_backward(
     worker, workers, tickets, steps, h_size, h_line, shift, flags, nonlinearity, pieces,
-    at, counts, bounds, dy, ids, wt, h, dz, dh0, dtable,
+    at, counts, bounds, dy, ids, wt, h, dz, dh0, dtable, drop, keep,
 ):  # fmt: skip
     """All steps, backwards; then the sums that the rows of a table need.
 
@@ -214,6 +238,7 @@ def rnn_backward(
     dz : (total, H), written
     dh0 : (B, H): gradient of the final state read, of the initial state written
     dtable : with INDEXED (V, H), accumulated
+    drop, keep : (B, H), (total, H), as rnn_forward, read, or None
     """
     lane = lanes_of(wt)
     vectors = (h_size + lane - 1) // lane
@@ -231,7 +256,7 @@ def rnn_backward(
             for q in range(first, first + span):
                 backward_item(
                     row0, row1, q, n, at[s + 1], ahead, following, h_size, h_line, flags, nonlinearity,
-                    dy, wt, h, dz, dh0, dh,
+                    dy, wt, h, dz, dh0, drop, keep, dh,
                 )  # fmt: skip
     if flags & INDEXED:
         for _, k in turns(tickets, 1, worker, workers, 1, vectors):
@@ -258,7 +283,9 @@ def rnn_step(w, nonlinearity, x, out, h0):
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for q in range((vectors + COLS - 1) // COLS):
-        forward_item(0, batch, q, 0, 0, 0, i_size, h_size, h_size, 0, nonlinearity, x, ids, none, w, h0, h, z)
+        forward_item(
+            0, batch, q, 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity, x, ids, none, w, h0, h, z
+        )  # fmt: skip
     for k in range(0, batch * h_size, lane):
         copy_rows(y, k, h, k, batch * h_size - k)
     return True

@@ -27,6 +27,14 @@ class GRU(Recurrent):
     Parameters as PyTorch's `nn.GRU`, gates in the order r z n: `weight_ih_l0` (3H, I), `weight_hh_l0` (3H, H),
     `bias_ih_l0`, `bias_hh_l0` (3H,); `_reverse` after it for the second direction. All start uniform in +-1 / sqrt(H).
 
+    input_dropout, recurrent_dropout : variational dropout (Gal and Ghahramani 2016), from 0 to below 1. In `forward`
+        each number of every layer's input, and of h' on its way into the products with W, is 0 with this probability,
+        else divided by 1 - p; one mask (B, I) and one (B, H) serve all steps and gates. z h' has h' as it is. Of
+        indices, which are one-hot rows, that leaves out some words, everywhere in a sequence; after an `Embedding` it
+        is numbers of the vectors
+    zoneout : from 0 to below 1 (Krueger et al. 2017). In `forward` each number of h is left as it was in h' with this
+        probability; inference takes the expectation, h = p h' + (1 - p) ((1 - z) n + z h')
+
     >>> import fastrnn as fr, numpy as np
     >>> gru = fr.GRU(3, 5, bidirectional=True, seed=0)
     >>> x = np.zeros((7, 2, 3), np.float32)            # T, B, I
@@ -55,15 +63,22 @@ class GRU(Recurrent):
         reset: str = "after",
         dtype: Any = "float32",
         seed: int | None = None,
+        *,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
     ) -> None:
         if reset not in RESETS:
             raise ValueError(f"reset is {reset!r}, expected 'after' or 'before'")
         self.reset = reset
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout,
+        )  # fmt: skip
 
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
-        run.states[where.start] = 0 if start is None else start[0]
+        run.begin(0 if start is None else start[0])
         share = self._share(run, run.i_size, self._panels)
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         flags |= kernels.TRAINING if run.training else 0
@@ -82,7 +97,7 @@ class GRU(Recurrent):
             where.steps, kept_rows, run.i_size, hidden, run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, wn,
-            run.h, gates, s.reshape(-1),
+            run.h, gates, s.reshape(-1), *run.flat_masks(), run.training,
         )  # fmt: skip
         return (run.states[where.ends],), (gates, s) if run.training else None
 
@@ -110,18 +125,19 @@ class GRU(Recurrent):
             of_h = of_h._replace(gates=2)
             wnt = self.store.made((name, "wn"), lambda: pack_tape(of_n, hidden, w[2 * hidden * hidden :], True))
         wt = self.store.made((name, "w"), lambda: pack_tape(of_h, hidden, w, True))
+        drop, _, keep = run.flat_masks()
         launch(
             kernels.gru_backward, share.workers, 2, 3.0 * total * hidden * hidden,
             where.steps, total, hidden, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
             empty if dy is None else dy, run.ids.reshape(-1), wt, wnt, run.h, gates,
-            dstate[0].reshape(-1), dtable.reshape(-1), dbias.reshape(-1),
+            dstate[0].reshape(-1), dtable.reshape(-1), dbias.reshape(-1), drop, keep,
         )  # fmt: skip
         if self.bias:
             n, r, z, v = dbias
             grad(f"bias_ih_{name}")[:] += np.concatenate([r, z, n])
             grad(f"bias_hh_{name}")[:] += np.concatenate([r, z, v if wnt is None else n])
         dw = grad(f"weight_hh_{name}")
-        x, x_line, index = run.before(run.h, run.line)
+        x, x_line, index = run.entering()
         add_gradient(dw, x, of_h, x_line, index)
         if wnt is not None:
             add_gradient(dw[2 * hidden :], s, of_n)

@@ -70,6 +70,16 @@ class Layout(NamedTuple):
             a = out
         return a.reshape(self.steps, self.batch, *a.shape[1:])
 
+    def times(self, a: np.ndarray, mask: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """a (total, I) with each of its rows times that of its sequence in mask (B, I), in the caller's order."""
+        out = buffers.empty(a.shape, a.dtype) if out is None else out
+        if self.flat is None:
+            whole = (self.steps, *mask.shape)
+            np.multiply(a.reshape(whole), mask, out=out.reshape(whole))
+        else:
+            np.multiply(a, mask[self.flat % self.batch], out=out)
+        return out
+
     def sort(self, state: np.ndarray) -> np.ndarray:
         """(L, B, H) with its rows in the layout's order."""
         return state if self.order is None else state.take(self.order, axis=1)  # C-contiguous, as an index is not

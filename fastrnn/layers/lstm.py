@@ -41,6 +41,13 @@ class LSTM(Recurrent):
         rows i g o, (3H, ...), peepholes i o
     proj_size : O, from 1 to H - 1: h = W_hr (o tanh(c)), with `weight_hr_l0` (O, H) (Sak, Senior and Beaufays 2014). h
         and y are O wide instead of H, `weight_hh_l0` is (4H, O), and so on, as PyTorch has it; 0: no projection
+    input_dropout, recurrent_dropout : variational dropout (Gal and Ghahramani 2016), from 0 to below 1. In `forward`
+        each number of every layer's input, and of h' on its way into the products with W, is 0 with this probability,
+        else divided by 1 - p; one mask (B, I) and one (B, H) serve all steps and gates. Of indices, which are one-hot
+        rows, that leaves out some words, everywhere in a sequence; after an `Embedding` it is numbers of the vectors
+    zoneout : probabilities from 0 to below 1 for h and for c, or one for both (Krueger et al. 2017). In `forward` each
+        number of the state is left as it was with this probability; inference takes the expectation, p h' + (1 - p) h
+        and p c' + (1 - p) c. As in the paper, o tanh(c), and what o sees through a peephole, is c before its zoneout
 
     Each choice is compiled once, when first used. Those that are off cost nothing.
 
@@ -81,6 +88,9 @@ class LSTM(Recurrent):
         activations: Sequence[str] = kernels.USUAL,
         coupled: bool = False,
         proj_size: int = 0,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
     ) -> None:
         if peephole not in PEEPHOLES:
             raise ValueError(f"peephole is {peephole!r}, expected None, 'diagonal' or 'full'")
@@ -96,8 +106,9 @@ class LSTM(Recurrent):
         extra: list[tuple[str, tuple[int, ...]]] = [("weight_hr", (o, h))] if o else []
         extra += [("weight_peep", (see, h) if peephole == "diagonal" else (see, h, h))] if peephole else []
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra, o
-        )
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra, o,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout,
+        )  # fmt: skip
         self._form, self._coupled = kernels.form_of(self.clip, self.activations), self.coupled or None
 
     def init_forget_bias(self, value: float = 1.0) -> None:
@@ -118,13 +129,15 @@ class LSTM(Recurrent):
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
         h0, c0 = (0, 0) if start is None else start
-        run.states[where.start] = h0
+        run.begin(h0)
         training = run.training or self.peephole == "full"
         c = buffers.empty((where.slots if training else where.batch, hidden), self.dtype)
         c[where.start if training else slice(None)] = c0
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.TRAINING if training else 0)
         gates = self._tape(run.total) if training else empty
-        m = buffers.empty((run.total if training else where.batch, hidden), self.dtype) if self.proj_size else empty
+        rows = run.total if training else where.batch
+        m = buffers.empty((rows, hidden), self.dtype) if self.proj_size else empty
+        cells = None if run.masks.keep[1] is None else buffers.empty((rows, hidden), self.dtype)
         share = self._share(run, run.i_size, self._panels)
         flags |= kernels.BY_ROWS if share.by_rows else 0
         version = self.store.version
@@ -139,14 +152,16 @@ class LSTM(Recurrent):
             where.at, where.counts, share.bounds,
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, peep, full,
             wr, self._form, self._coupled, run.h, c.reshape(-1), gates, m.reshape(-1),
+            *run.flat_masks(), run.training, None if cells is None else cells.reshape(-1),
         )  # fmt: skip
-        return (run.states[where.ends], c[where.ends] if training else c), (c, gates, m) if run.training else None
+        kept = (c, c[where.shift :] if cells is None else cells, gates, m) if run.training else None
+        return (run.states[where.ends], c[where.ends] if training else c), kept
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
         dx: np.ndarray | None,
     ) -> np.ndarray | None:  # fmt: skip
-        c, gates, m = kept
+        c, cells, gates, m = kept
         where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
         grad = self.store.grad
         flags = (kernels.BIAS if self.bias else 0) | (kernels.DY if dy is not None else 0)
@@ -164,17 +179,21 @@ class LSTM(Recurrent):
         wt = self.store.made((name, "w"), lambda: pack_tape(tape, o, w, not projected))
         peep, full = self._peepholes(name, backward=True)
         dhs = buffers.empty((total, o), self.dtype) if projected else empty
+        drop, _, keep, keep_c = run.flat_masks()
+        masked: tuple[Any, ...] = (drop, keep, None, None, None)
+        if keep_c is not None:
+            masked = (drop, keep, keep_c, cells.reshape(-1), np.empty(where.batch * hidden, self.dtype))
         launch(
             kernels.lstm_backward, share.workers, 2, 4.0 * total * hidden * hidden,
             where.steps, total, hidden, o, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
             empty if dy is None else dy, run.ids.reshape(-1), wt, peep, full, self._projection(name, backward=True),
             self._form, self._coupled, c.reshape(-1), gates, dc.reshape(-1), dh.reshape(-1), dhs.reshape(-1),
-            dtable.reshape(-1), dbias, None if peep is None else dpeep.reshape(-1),
+            dtable.reshape(-1), dbias, None if peep is None else dpeep.reshape(-1), *masked,
         )  # fmt: skip
         if self.bias:
             grad(f"bias_ih_{name}")[:] += dbias
             grad(f"bias_hh_{name}")[:] += dbias
-        x, x_line, index = run.before(run.h, run.line)
+        x, x_line, index = run.entering()
         add_gradient(grad(f"weight_hh_{name}"), x, tape, x_line, index)
         if projected:
             add_gradient(grad(f"weight_hr_{name}"), m, dhs)
@@ -182,8 +201,7 @@ class LSTM(Recurrent):
             seen = self.gates - 2  # gates that see c'
             x, x_line, index = run.before(c.reshape(-1), hidden)
             add_gradient(dpeep[:seen].reshape(-1, hidden), x, tape._replace(gates=seen), x_line, index)
-            after = c.reshape(-1)[where.shift * hidden :]
-            add_gradient(dpeep[seen], after, tape._replace(gates=1, first=seen + 1), hidden)
+            add_gradient(dpeep[seen], cells.reshape(-1), tape._replace(gates=1, first=seen + 1), hidden)
         if run.x is None:
             self._table_backward(dtable, run)
             return None
@@ -192,7 +210,7 @@ class LSTM(Recurrent):
         return multiply(tape, ut, run.i_size, empty, dx, add=dx is not None)
 
     def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:
-        c, gates, _ = kept
+        c, _, gates, _ = kept
         shift = run.where.shift
         named = self._gates(gates, run, "igo" if self.coupled else "ifgo")
         if self.coupled:

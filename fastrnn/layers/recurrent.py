@@ -1,7 +1,7 @@
 """Stacks of recurrent layers: what RNN, LSTM and GRU share above their kernels.
 
 A cell's own file says how one direction of one layer runs; here are the arguments, the stacking, the directions, the
-lengths and the dropout between layers.
+lengths, the dropout between layers, and the masks of the other regularisers.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ class Share(NamedTuple):
     bounds: np.ndarray
 
 
+class Masks(NamedTuple):
+    """What regularises one direction of one layer in one call; None for what does not."""
+
+    drop: np.ndarray | None  # (B, H): h' times it goes into the product with W
+    keep: tuple[np.ndarray | None, ...]  # for each state (total, H), the share of the old one kept; in inference (H,)
+
+
 class Run(NamedTuple):
     """One direction of one layer in one call: what its forward and its backward work on."""
 
@@ -56,6 +63,9 @@ class Run(NamedTuple):
     h: np.ndarray  # the same, flat from the first on
     line: int  # from row to row of it
     training: bool
+    words: float | None  # with ids, dropout of the input: U x is multiplied by it, and 0 for id I; None without
+    masks: Masks
+    dropped: np.ndarray | None  # h times masks.drop, (slots, H)
 
     @property
     def i_size(self) -> int:
@@ -65,11 +75,30 @@ class Run(NamedTuple):
         """The state before each row's input, as `add_gradient` takes it: x, line, index."""
         return states[self.where.previous * line :], line, self.where.previous_at
 
+    def entering(self) -> tuple[np.ndarray, int, np.ndarray]:
+        """What the product with W took for each row's input, likewise."""
+        if self.dropped is None:
+            return self.before(self.h, self.line)
+        return self.before(self.dropped.reshape(-1), self.dropped.shape[1])
+
+    def flat_masks(self) -> list[np.ndarray | None]:
+        """The mask of h', h times it, and the masks of zoneout, flat, as kernels take them."""
+        arrays = (self.masks.drop, self.dropped, *self.masks.keep)
+        return [None if a is None else a.reshape(-1) for a in arrays]
+
+    def begin(self, h0: Any) -> None:
+        """Writes the initial state, (B, H) or 0."""
+        start = self.where.start
+        self.states[start] = h0
+        if self.dropped is not None and self.masks.drop is not None:
+            np.multiply(self.states[start], self.masks.drop, out=self.dropped[start])
+
 
 class Kept(NamedTuple):
     """One layer's part of a tape."""
 
     mask: np.ndarray | None  # what x was multiplied by (dropout)
+    rows: np.ndarray | None  # (B, I), what each row of it was multiplied by in every step (input_dropout)
     runs: list[tuple[Run, Any]]  # for each direction, with what the cell's own forward kept
 
 
@@ -96,12 +125,19 @@ class Recurrent(Layer):
         seed: int | None,
         extra: Sequence[tuple[str, tuple[int, ...]]] = (),
         projected: int = 0,
+        *,
+        input_dropout: float,
+        recurrent_dropout: float,
+        zoneout: float | tuple[float, float],
     ) -> None:
         self.input_size = check_size("input_size", input_size)
         self.hidden_size = h = check_size("hidden_size", hidden_size)
         self.num_layers = check_size("num_layers", num_layers)
         self.bias, self.batch_first = bool(bias), bool(batch_first)
         self.dropout = check_probability("dropout", dropout)
+        self.input_dropout = check_probability("input_dropout", input_dropout)
+        self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
+        self.zoneout = _check_zoneout(zoneout, self.states)
         self.dtype = check_dtype(dtype)
         self.rng = np.random.default_rng(seed)
         self.bidirectional = bool(bidirectional)
@@ -140,7 +176,8 @@ class Recurrent(Layer):
         return [f"l{layer}", f"l{layer}_reverse"][: self.directions]
 
     def generators(self) -> list[np.random.Generator]:
-        return [self.rng] if self.dropout else []
+        drawn = (self.dropout, self.input_dropout, self.recurrent_dropout, *self._zoneouts())
+        return [self.rng] if any(drawn) else []
 
     def init_orthogonal(self) -> None:
         """Makes the recurrent matrix of each gate orthogonal (Saxe, McClelland and Ganguli 2014); with a projection,
@@ -196,6 +233,10 @@ class Recurrent(Layer):
         """Training: `y, state, tape`; the tape is what `backward` needs. `y` is read-only: the tape refers to it.
 
         x is referred to as well: leave it as it is until `backward`.
+
+        What is random comes from the layer's own generator, `rng`, made from `seed`, and depends neither on threads nor
+        on lengths. It is drawn in this order: for each layer the mask of its input (B, I), then for each direction that
+        of h' (B, H), zoneout of h (T, B, H) and of c (T, B, H); after all these, `dropout` between layers.
         """
         y, final, tape = self._forward(x, state, lengths, training=True)
         y.flags.writeable = False
@@ -209,16 +250,23 @@ class Recurrent(Layer):
         first = None if given is None else tuple(layout.sort(s) for s in given)
         H, D = self._widths[0], self.directions
         final = tuple(np.empty((self.num_layers * D, batch, width), self.dtype) for width in self._widths)
+        drawn = self._draw(steps, batch) if training else None
+        words = None
         if x is None:
+            if drawn is not None and drawn[0][0] is not None:  # of indices alone: Sequential looks others up
+                words = 1 / (1 - self.input_dropout)
+                ids = np.where(drawn[0][0][np.arange(batch), ids], ids, self.input_size)
             ids = layout.pack(ids)
         else:
             x = layout.pack(x)
         kept = []
         for layer in range(self.num_layers):
-            mask = None
+            mask = rows = None
             if training and layer and self.dropout:
-                mask = self.mask(x.shape)
+                mask = self.mask(x.shape, self.dropout)
                 x = x * mask
+            if drawn is not None and x is not None and (rows := drawn[layer][0]) is not None:
+                x = layout.times(x, rows)
             h = buffers.empty((layout.directions[0].slots, D * H), self.dtype)
             runs = []
             for d, (name, where) in enumerate(zip(self._names(layer), layout.directions, strict=True)):
@@ -231,7 +279,12 @@ class Recurrent(Layer):
                     xd = None if x is None else take(x, where.turned)
                     idsd = ids if x is not None else ids[where.turned]
                 states, flat = own[:, column : column + H], own.reshape(-1)[column:]
-                run = Run(name, where, layout.total, xd, idsd, embedding, states, flat, own.shape[1], training)
+                masks = self._masks(None if drawn is None else drawn[layer][1][d], layout, where)
+                dropped = None if masks.drop is None else buffers.empty((where.slots, H), self.dtype)
+                run = Run(
+                    name, where, layout.total, xd, idsd, embedding, states, flat, own.shape[1], training, words,
+                    masks, dropped,
+                )  # fmt: skip
                 ends, tape = self._run(run, start)
                 for s, end in zip(final, ends, strict=True):
                     s[k] = end
@@ -239,8 +292,8 @@ class Recurrent(Layer):
                     h[batch:, d * H :] = own[batch:][where.turned]
                 if training:
                     runs.append((run, tape))
-            kept.append(Kept(mask, runs))
-            x, ids, embedding = h[batch : batch + layout.total], NO_IDS, None
+            kept.append(Kept(mask, rows, runs))
+            x, ids, embedding, words = h[batch : batch + layout.total], NO_IDS, None, None
         y = layout.unpack(x)
         y = y.swapaxes(0, 1).copy() if self.batch_first else y
         tape = Tape(self, (steps, batch), (layout, kept)) if training else None
@@ -254,9 +307,48 @@ class Recurrent(Layer):
                 return ragged(steps, lengths, self.directions)
         return uniform(steps, batch, self.directions)
 
-    def mask(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Dropout: 0 with probability `dropout`, else 1 / (1 - dropout)."""
-        return (self.rng.random(shape, np.float32) >= self.dropout).astype(self.dtype) / (1 - self.dropout)
+    def mask(self, shape: tuple[int, ...], p: float) -> np.ndarray:
+        """Dropout: 0 with probability p, else 1 / (1 - p)."""
+        return (self.rng.random(shape, np.float32) >= p).astype(self.dtype) / (1 - p)
+
+    def _zoneouts(self) -> tuple[float, ...]:
+        """The probability for each state."""
+        return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,)
+
+    def _draw(self, steps: int, batch: int) -> list[tuple[np.ndarray | None, list[Masks]]] | None:
+        """For each layer the mask of its input, and for each direction the others; None if there are none at all.
+
+        In the order that `forward` states. Rows are the caller's, and zoneout is for every step, whether a row has it
+        or not: so lengths do not change what a row gets.
+        """
+        p_x, p_h, shares = self.input_dropout, self.recurrent_dropout, self._zoneouts()
+        if not any((p_x, p_h, *shares)):
+            return None
+        drawn = []
+        for layer in range(self.num_layers):
+            width = self.directions * self._widths[0] if layer else self.input_size
+            of_x = self.mask((batch, width), p_x) if p_x else None
+            each = []
+            for _ in range(self.directions):
+                drop = self.mask((batch, self._widths[0]), p_h) if p_h else None
+                sizes = zip(self._widths, shares, strict=True)
+                each.append(Masks(drop, tuple(self._keep((steps, batch, size), p) if p else None for size, p in sizes)))
+            drawn.append((of_x, each))
+        return drawn
+
+    def _keep(self, shape: tuple[int, ...], p: float) -> np.ndarray:
+        """Zoneout: 1 with probability p, else 0."""
+        return (self.rng.random(shape, np.float32) < p).astype(self.dtype)
+
+    def _masks(self, drawn: Masks | None, layout: Layout, where: Direction) -> Masks:
+        """Those of one direction with their rows as the layout has them; in inference the expectation of zoneout."""
+        if drawn is None:
+            sizes = zip(self._widths, self._zoneouts(), strict=True)
+            return Masks(None, tuple(np.full(size, p, self.dtype) if p else None for size, p in sizes))
+        drop, packed = drawn.drop, [None if k is None else layout.pack(k) for k in drawn.keep]
+        if where.turned is not None:
+            packed = [None if k is None else take(k, where.turned) for k in packed]
+        return Masks(None if drop is None else layout.sort(drop[None])[0], tuple(packed))
 
     def backward(self, tape: Tape, dy: Any, dstate: Any = None) -> tuple[np.ndarray | None, Any]:
         """`dx, dstate`, and adds the gradients of all parameters into `grads`.
@@ -295,6 +387,8 @@ class Recurrent(Layer):
                         back = self._back(run, own, dyd, H, dstate, None)
                         if back is not None:
                             dx += back[turned]
+                if one.rows is not None:
+                    dx = layout.times(dx, one.rows, dx)
                 if one.mask is not None:
                     dx *= one.mask
         if dx is not None:
@@ -418,6 +512,8 @@ class Recurrent(Layer):
         """Lets later steps take the quick way, as long as the parameters are of this version."""
         if self.num_layers * self.directions > 1 or self.batch_first or config.DISABLE_JIT:
             return
+        if any(self._zoneouts()):  # the step has none
+            return
         if self._compiled is None:
             a = np.empty((1, 1, 1, 1), self.dtype)
             self._compiled = self.step.for_types(*made, a[0], a, *self.states * (a[0],))
@@ -446,7 +542,9 @@ class Recurrent(Layer):
 
     def _indices(self, run: Run) -> int:
         """How many different inputs an index can stand for."""
-        return self.input_size if run.embedding is None else run.embedding.num
+        if run.embedding is None:
+            return self.input_size + (run.words is not None)
+        return run.embedding.num
 
     def _table(self, run: Run) -> np.ndarray:
         """(V G H,): U x + b for every input x that an index can stand for; empty for other inputs."""
@@ -454,13 +552,15 @@ class Recurrent(Layer):
             return self._empty
         name, embedding = run.name, run.embedding
         held = self.store.made(("table", name), list)
-        source = (None, 0) if embedding is None else (embedding.store, embedding.store.version)
+        source = (None, run.words) if embedding is None else (embedding.store, embedding.store.version)
         for of, table in held:
             if of[0] is source[0] and of[1] == source[1]:
                 return table
         u = self.store.flat(f"weight_ih_{name}")
         if embedding is None:
             table = np.ascontiguousarray(u.reshape(-1, self.input_size).T)
+            if run.words is not None:  # and a row for the inputs that are dropped
+                table = np.concatenate([table * run.words, np.zeros_like(table[:1])])
             if self.bias:
                 table += self._bias(name)
         else:
@@ -481,7 +581,7 @@ class Recurrent(Layer):
         embedding = run.embedding
         du = self.store.grad(f"weight_ih_{run.name}")
         if embedding is None:
-            du += dtable.T
+            du += dtable.T if run.words is None else dtable[:-1].T * run.words
             return
         rows = self.gates * self.hidden_size
         weight = embedding.flat.reshape(-1, embedding.dim)
@@ -490,3 +590,16 @@ class Recurrent(Layer):
             return
         packed = pack(rows, self.input_size, self.store.flat(f"weight_ih_{run.name}"), transposed=False)
         embedding.add_grad(multiply(dtable, packed, self.input_size, self._empty))
+
+
+def _check_zoneout(value: Any, states: int) -> float | tuple[float, float]:
+    """A probability or, if there are two states, one for each; one number is for both."""
+    if states == 1:
+        return check_probability("zoneout", value)
+    if not isinstance(value, tuple | list):
+        p = check_probability("zoneout", value)
+        return p, p
+    if len(value) != states:
+        raise ValueError(f"zoneout has {len(value)} numbers, expected one, or two: for h and for c")
+    h, c = (check_probability(f"zoneout[{k}]", p) for k, p in enumerate(value))
+    return h, c

@@ -22,6 +22,13 @@ class RNN(Recurrent):
     Elman 1990. Parameters as PyTorch's `nn.RNN`: `weight_ih_l0` (H, I), `weight_hh_l0` (H, H), `bias_ih_l0`,
     `bias_hh_l0` (H,); `_reverse` after it for the second direction. All start uniform in +-1 / sqrt(H).
 
+    input_dropout, recurrent_dropout : variational dropout (Gal and Ghahramani 2016), from 0 to below 1. In `forward`
+        each number of every layer's input, and of h' on its way into W h', is 0 with this probability, else divided by
+        1 - p; one mask (B, I) and one (B, H) serve all steps. Of indices, which are one-hot rows, that leaves out some
+        words, everywhere in a sequence; after an `Embedding` it is numbers of the vectors
+    zoneout : from 0 to below 1 (Krueger et al. 2017). In `forward` each number of h is left as it was in h' with this
+        probability; inference takes the expectation, h = p h' + (1 - p) F(..)
+
     >>> import fastrnn as fr, numpy as np
     >>> rnn = fr.RNN(3, 5, nonlinearity="relu", seed=0)
     >>> x = np.zeros((7, 2, 3), np.float32)            # T, B, I
@@ -50,18 +57,25 @@ class RNN(Recurrent):
         bidirectional: bool = False,
         dtype: Any = "float32",
         seed: int | None = None,
+        *,
+        input_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
     ) -> None:
         if nonlinearity not in kernels.NONLINEARITIES:
             known = ", ".join(map(repr, kernels.NONLINEARITIES))
             raise ValueError(f"nonlinearity is {nonlinearity!r}, expected one of {known}")
         self.nonlinearity = nonlinearity
         self._number = kernels.NONLINEARITIES.index(nonlinearity)
-        super().__init__(input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed)
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout,
+        )  # fmt: skip
         self._panels = -(-self.hidden_size // (COLS * lanes(self.dtype)))
 
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
-        run.states[where.start] = 0 if start is None else start[0]
+        run.begin(0 if start is None else start[0])
         share = self._share(run, run.i_size, self._panels)
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         version = self.store.version
@@ -73,6 +87,7 @@ class RNN(Recurrent):
             where.steps, run.i_size, hidden, run.line, where.shift, flags, self._number, share.pieces,
             where.at, where.counts, share.bounds,
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, run.h,
+            *run.flat_masks(), run.training,
         )  # fmt: skip
         return (run.states[where.ends],), None
 
@@ -90,19 +105,20 @@ class RNN(Recurrent):
             dtable = np.zeros((self._indices(run), hidden), self.dtype)
         dz = buffers.empty((total, hidden), self.dtype)
         wt = self.store.made((name, "w"), lambda: pack(hidden, hidden, self.store.flat(f"weight_hh_{name}"), False))
+        drop, _, keep = run.flat_masks()
         launch(
             kernels.rnn_backward, share.workers, 2, float(total) * hidden * hidden,
             where.steps, hidden, run.line, where.shift, flags, self._number, share.pieces,
             where.at, where.counts, share.bounds,
             empty if dy is None else dy, run.ids.reshape(-1), wt, run.h, dz.reshape(-1),
-            dstate[0].reshape(-1), dtable.reshape(-1),
+            dstate[0].reshape(-1), dtable.reshape(-1), drop, keep,
         )  # fmt: skip
         if self.bias:
             dbias = np.zeros(hidden, self.dtype)
             add_column_sums(dbias, dz)
             grad(f"bias_ih_{name}")[:] += dbias
             grad(f"bias_hh_{name}")[:] += dbias
-        x, x_line, index = run.before(run.h, run.line)
+        x, x_line, index = run.entering()
         add_gradient(grad(f"weight_hh_{name}"), x, dz, x_line, index)
         if run.x is None:
             self._table_backward(dtable, run)

@@ -23,7 +23,8 @@ class Sequential(Layer):
     none is, they return `y`, `(y, tape)` and `dx`.
 
     An `Embedding` directly before a recurrent layer is never looked up: U x is computed once for every row of the
-    embedding, and a step copies a row of that table. The numbers are the same, bit for bit.
+    embedding, and a step copies a row of that table. The numbers are the same, bit for bit. (It is looked up where the
+    recurrent layer has `input_dropout`, in training: each sequence has its own mask of the vectors.)
 
     >>> import fastrnn as fr, numpy as np
     >>> model = fr.Sequential(fr.Embedding(10, 4), fr.LSTM(4, 8), fr.Linear(8, 10))
@@ -103,7 +104,8 @@ class Sequential(Layer):
             follower = self.layers[k + 1] if k + 1 < len(self.layers) else None
             if isinstance(layer, Embedding) and isinstance(follower, Recurrent):
                 ids = layer.check(x)
-                if layer.num <= max(SMALL_VOCABULARY, ids.size) and layer.dtype == follower.dtype:
+                masked = training and follower.input_dropout
+                if not masked and layer.num <= max(SMALL_VOCABULARY, ids.size) and layer.dtype == follower.dtype:
                     x = Embedded(ids, layer)
                     kept.append(None)
                     continue
