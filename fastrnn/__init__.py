@@ -14,7 +14,7 @@ Words used everywhere, in code, documentation and messages:
     dX           gradient of the loss with respect to X
 
     sequences    time-major (T, B, I); batch_first=True takes (B, T, I)
-    output       y (T, B, D*H); of two directions the forward one's half comes first
+    output       y (T, B, D*H); of two directions the forward one's half comes first; merge="sum" adds them (T, B, H)
     lengths      (B,) how many steps each row has, in any order; y and all gradients past them are zero
     state        RNN, GRU: h (L*D, B, H); LSTM: (h, c); the directions of a layer follow each other
     parameters   PyTorch's names and shapes: weight_ih_l0 (4H, I), weight_hh_l0 (4H, H), bias_ih_l0, bias_hh_l0 (4H,);

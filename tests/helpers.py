@@ -111,10 +111,15 @@ class Problem:
         """The width of one direction's output, and of h: H, or what H is projected to."""
         return self.options.get("proj_size") or self.H
 
+    @property
+    def width(self):
+        """The width of y: both directions' outputs, or their sum."""
+        return self.O if self.options.get("merge") == "sum" else self.D * self.O
+
     def shape_of(self, name):
         """The shape of y, h or c."""
         if name == "y":
-            return self.T, self.B, self.D * self.O
+            return self.T, self.B, self.width
         return self.L * self.D, self.B, self.H if name == "c" else self.O
 
     @property
@@ -138,7 +143,7 @@ class Problem:
         shapes = {}
         for layer in range(self.L):
             for end in ("", "_reverse")[: self.D]:
-                one = {"weight_ih": (rows, self.I if layer == 0 else self.D * self.O), "weight_hh": (rows, self.O)}
+                one = {"weight_ih": (rows, self.I if layer == 0 else self.width), "weight_hh": (rows, self.O)}
                 if self.bias:
                     one |= {"bias_ih": (rows,), "bias_hh": (rows,)}
                 if self.options.get("proj_size"):

@@ -178,7 +178,7 @@ def of_direction(params, end):
     return {name.removesuffix(f"_{end}"): array for name, array in params.items() if name.endswith(f"_{end}")}
 
 
-def over_time(step, params, x, start, lengths, masks=None):
+def over_time(step, params, x, start, lengths, masks=None, merge="concat"):
     """Every layer and direction over every step (Schuster and Paliwal 1997 for the two directions).
 
     step : (params, x (B, I), *state; with masks, drop and keep) -> the new state, h first
@@ -187,16 +187,18 @@ def over_time(step, params, x, start, lengths, masks=None):
         which comes from the right, starts at each row's own end.
     masks : "l0" and so on -> x (B, I), that of the layer's input at every step, drop (B, H), and keep, for each state
         (T, B, H) or a number
-    -> y (T, B, D H), then the final states, each (L D, B, H)
+    merge : "concat", the directions' outputs side by side, or "sum"
+    -> y (T, B, D H), or (T, B, H), then the final states, each (L D, B, H)
     """
     T, B = x.shape[-3:-1]
     valid = np.arange(T)[:, None, None] < (np.full(B, T) if lengths is None else np.asarray(lengths))[:, None]
+    join = sum if merge == "sum" else lambda arrays: concatenate(arrays, -1)
     finals, below = [], []
     for number, end in enumerate(directions(params)):
         weights = of_direction(params, end)
         reverse = end.endswith("reverse")
         if not reverse and number:
-            x, below = concatenate(below, -1), []
+            x, below = join(below), []
         state = [part[..., number, :, :] for part in start]
         y = [None] * T
         for t in reversed(range(T)) if reverse else range(T):
@@ -210,7 +212,7 @@ def over_time(step, params, x, start, lengths, masks=None):
             y[t] = np.where(valid[t], state[0], 0)
         finals.append(state)
         below.append(stack(y, -3))
-    return concatenate(below, -1), *(stack(parts, -3) for parts in zip(*finals, strict=True))
+    return join(below), *(stack(parts, -3) for parts in zip(*finals, strict=True))
 
 
 def zeros(params, x, name):
@@ -218,26 +220,30 @@ def zeros(params, x, name):
     return np.zeros((len(directions(params)), x.shape[-2], params[f"{name}_l0"].shape[-1]))
 
 
-def rnn(params, x, h0=None, nonlinearity="tanh", lengths=None, seen=None, masks=None):
+def rnn(params, x, h0=None, nonlinearity="tanh", lengths=None, seen=None, masks=None, merge="concat"):
     """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
     start = [zeros(params, x, "weight_hh") if h0 is None else h0]
-    return over_time(lambda p, x, h, **m: rnn_step(p, x, h, nonlinearity, seen, **m), params, x, start, lengths, masks)
+    return over_time(
+        lambda p, x, h, **m: rnn_step(p, x, h, nonlinearity, seen, **m), params, x, start, lengths, masks, merge
+    )
 
 
-def gru(params, x, h0=None, reset="after", lengths=None, seen=None, masks=None):
+def gru(params, x, h0=None, reset="after", lengths=None, seen=None, masks=None, merge="concat"):
     """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
     start = [zeros(params, x, "weight_hh") if h0 is None else h0]
-    return over_time(lambda p, x, h, **m: gru_step(p, x, h, reset, seen, **m), params, x, start, lengths, masks)
+    return over_time(lambda p, x, h, **m: gru_step(p, x, h, reset, seen, **m), params, x, start, lengths, masks, merge)
 
 
-def lstm(params, x, h0=None, c0=None, lengths=None, masks=None, **options):
+def lstm(params, x, h0=None, c0=None, lengths=None, masks=None, merge="concat", **options):
     """x (T, B, I), h0 and c0 (L D, B, H) -> y (T, B, D H), h and c (L D, B, H); `options`: those of `lstm_step`"""
     widest = "weight_hr" if options.get("proj_size") else "weight_hh"
     start = [
         zeros(params, x, "weight_hh") if h0 is None else h0,
         zeros(params, x, widest) if c0 is None else c0,
     ]
-    return over_time(lambda p, x, h, c, **m: lstm_step(p, x, h, c, **options, **m), params, x, start, lengths, masks)
+    return over_time(
+        lambda p, x, h, c, **m: lstm_step(p, x, h, c, **options, **m), params, x, start, lengths, masks, merge
+    )
 
 
 def over_steps(seen, params, T, lengths=None):

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from helpers import CELLS, Problem, assert_close, assert_same_bits
+from helpers import CELLS, Problem, assert_close, assert_same_bits, mixed_lengths
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import problems
+from test_errors import raises
+from test_gradients import BACKWARD, FORWARD
 
 import fastrnn as fr
 
@@ -116,3 +118,57 @@ def test_mirror(cell, data):
         assert_same_bits(outputs, expected_outputs)
     assert_close(outputs, expected_outputs, 1e-12)
     assert_close(gradients, expected, 1e-10)
+
+
+# --- the sum of both ----------------------------------------------------------------------------------------
+
+SUM = (("merge", "sum"),)
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm_projected", "gru"])
+@pytest.mark.parametrize("kind", ["stacked", "lengths", "indices, batch first, no dstate"])
+def test_summed(cell, kind):
+    """Outputs and every gradient; the next layer's weight_ih is as wide as one direction's output."""
+    problem = Problem(cell, T=4, B=5, I=3, H=7, L=2, bidirectional=True, more=SUM)
+    if kind == "lengths":
+        problem = problem.but(lengths=mixed_lengths(4, 5), L=3)
+    elif kind.startswith("indices"):
+        problem = problem.but(indices=True, batch_first=True, has_dstate=False)
+    outputs, gradients = problem.solve()
+    assert outputs["y"].shape == (4, 5, problem.O)
+    assert problem.layer().params["weight_ih_l1_reverse"].shape[1] == problem.O
+    assert_close(outputs, problem.outputs(), FORWARD)
+    assert_close(problem.infer(problem.layer()), problem.outputs(), FORWARD)
+    assert_close(gradients, problem.gradients, BACKWARD)
+
+
+@cells
+@pytest.mark.parametrize("lengths", [None, (4, 0, 2)], ids=["whole", "lengths"])
+def test_summed_is_side_by_side_added(cell, lengths):
+    """Of one layer: the same bits as the halves' sum, and as the same dy for both halves."""
+    beside = Problem(cell, T=4, B=3, I=5, H=9, bidirectional=True, lengths=lengths)
+    summed = beside.but(more=SUM)
+    dy = summed.dy
+    beside.__dict__["doutputs"] = beside.doutputs | {"y": np.concatenate((dy, dy), axis=-1)}
+    (outputs, gradients), (expected, expected_gradients) = summed.solve(), beside.solve()
+    forward, reverse = np.split(expected["y"], 2, axis=-1)
+    assert_same_bits(outputs, expected | {"y": forward + reverse})
+    assert_same_bits(gradients, expected_gradients)
+
+
+def test_what_can_be_merged():
+    """Two directions, in one of two ways; dropout between layers sees the sum; messages speak of its width."""
+    for kind in (fr.RNN, fr.LSTM, fr.GRU):
+        with raises(ValueError, "merge", "'sum'", "bidirectional=True"):
+            kind(3, 5, merge="sum")
+        for wrong in ("mean", None, 2):
+            with raises(ValueError, "merge", repr(wrong), "concat", "sum"):
+                kind(3, 5, bidirectional=True, merge=wrong)
+        assert kind(3, 5, merge="concat").merge == "concat"
+    layer = fr.GRU(3, 5, num_layers=2, bidirectional=True, dropout=0.5, merge="sum", seed=0)
+    y, h, tape = layer.forward(np.ones((4, 2, 3), "float32"))
+    assert (y.shape, h.shape) == ((4, 2, 5), (4, 2, 5))
+    with raises(ValueError, "dy", "(T, B, H)", "H=5", "(4, 2, 10)"):
+        layer.backward(tape, np.zeros((4, 2, 10), "float32"))
+    dx, _ = layer.backward(tape, np.ones_like(y))
+    assert np.isfinite(dx).all()

@@ -34,6 +34,8 @@ class GRU(Recurrent):
         is numbers of the vectors
     zoneout : from 0 to below 1 (Krueger et al. 2017). In `forward` each number of h is left as it was in h' with this
         probability; inference takes the expectation, h = p h' + (1 - p) ((1 - z) n + z h')
+    merge : what becomes of two directions' outputs: "concat", side by side, (T, B, 2H), or "sum", (T, B, H): then
+        `weight_ih` of the next layer is (3H, H). States are side by side in both. "sum" of one direction is an error
 
     >>> import fastrnn as fr, numpy as np
     >>> gru = fr.GRU(3, 5, bidirectional=True, seed=0)
@@ -45,6 +47,9 @@ class GRU(Recurrent):
     >>> dx, dh = gru.backward(tape, np.ones_like(y))
     >>> dx.shape, gru.grads["weight_hh_l0"].shape
     ((7, 2, 3), (15, 5))
+    >>> y, h = fr.GRU(3, 5, bidirectional=True, merge="sum", seed=0)(x)
+    >>> y.shape, h.shape
+    ((7, 2, 5), (2, 2, 5))
     """
 
     gates = 3
@@ -67,13 +72,14 @@ class GRU(Recurrent):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
+        merge: str = "concat",
     ) -> None:
         if reset not in RESETS:
             raise ValueError(f"reset is {reset!r}, expected 'after' or 'before'")
         self.reset = reset
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed,
-            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout, merge=merge,
         )  # fmt: skip
 
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:

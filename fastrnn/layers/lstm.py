@@ -48,6 +48,8 @@ class LSTM(Recurrent):
     zoneout : probabilities from 0 to below 1 for h and for c, or one for both (Krueger et al. 2017). In `forward` each
         number of the state is left as it was with this probability; inference takes the expectation, p h' + (1 - p) h
         and p c' + (1 - p) c. As in the paper, o tanh(c), and what o sees through a peephole, is c before its zoneout
+    merge : what becomes of two directions' outputs: "concat", side by side, (T, B, 2H), or "sum", (T, B, H): then
+        `weight_ih` of the next layer is (4H, H). States are side by side in both. "sum" of one direction is an error
 
     Each choice is compiled once, when first used. Those that are off cost nothing.
 
@@ -91,6 +93,7 @@ class LSTM(Recurrent):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
+        merge: str = "concat",
     ) -> None:
         if peephole not in PEEPHOLES:
             raise ValueError(f"peephole is {peephole!r}, expected None, 'diagonal' or 'full'")
@@ -107,7 +110,7 @@ class LSTM(Recurrent):
         extra += [("weight_peep", (see, h) if peephole == "diagonal" else (see, h, h))] if peephole else []
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra, o,
-            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout, merge=merge,
         )  # fmt: skip
         self._form, self._coupled = kernels.form_of(self.clip, self.activations), self.coupled or None
 

@@ -25,6 +25,7 @@ from .products import add_gradient, multiply, pack
 from .store import Store
 
 NO_IDS = np.empty((0, 0), np.int64)
+MERGES = ("concat", "sum")
 
 
 class Embedded(NamedTuple):
@@ -129,6 +130,7 @@ class Recurrent(Layer):
         input_dropout: float,
         recurrent_dropout: float,
         zoneout: float | tuple[float, float],
+        merge: str,
     ) -> None:
         self.input_size = check_size("input_size", input_size)
         self.hidden_size = h = check_size("hidden_size", hidden_size)
@@ -142,12 +144,14 @@ class Recurrent(Layer):
         self.rng = np.random.default_rng(seed)
         self.bidirectional = bool(bidirectional)
         self.directions = 2 if self.bidirectional else 1
+        self.merge = _check_merge(merge, self.bidirectional)
+        self._beside = 1 if merge == "sum" else self.directions  # outputs that lie side by side in y
         o = projected or h
         self._widths = (o, h)[: self.states]  # of the states; y is as wide as h
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(self.num_layers):
             for name in self._names(layer):
-                shapes[f"weight_ih_{name}"] = (self.gates * h, self.input_size if layer == 0 else self.directions * o)
+                shapes[f"weight_ih_{name}"] = (self.gates * h, self.input_size if layer == 0 else self._beside * o)
                 shapes[f"weight_hh_{name}"] = (self.gates * h, o)
                 if self.bias:
                     shapes[f"bias_ih_{name}"] = shapes[f"bias_hh_{name}"] = (self.gates * h,)
@@ -200,7 +204,8 @@ class Recurrent(Layer):
         x : (T, B, I), or (B, T, I) with batch_first; or integers (T, B), which stand for one-hot rows
         state : h (L*D, B, H), for an LSTM (h, c); zeros if None. D: 2 if bidirectional, else 1
         lengths : (B,) integers, how many steps each row has, in any order, 0 too; all T if None
-        y : (T, B, D*H), or (B, T, D*H) with batch_first; with two directions the forward one's half comes first
+        y : (T, B, D*H), or (B, T, D*H) with batch_first; with two directions the forward one's half comes first; their
+            sum (T, B, H) with merge="sum"
 
         With lengths, y is zero past a row's end, the final state is that of its last step, and the reverse direction
         starts at its end. Their cost is that of the steps there are.
@@ -294,6 +299,8 @@ class Recurrent(Layer):
                     runs.append((run, tape))
             kept.append(Kept(mask, rows, runs))
             x, ids, embedding, words = h[batch : batch + layout.total], NO_IDS, None, None
+            if self._beside < D:
+                x = np.add(x[:, :H], x[:, H:], out=buffers.empty((layout.total, H), self.dtype))
         y = layout.unpack(x)
         y = y.swapaxes(0, 1).copy() if self.batch_first else y
         tape = Tape(self, (steps, batch), (layout, kept)) if training else None
@@ -361,8 +368,8 @@ class Recurrent(Layer):
         """
         steps, batch = check_tape(tape).shape
         H, D = self._widths[0], self.directions
-        letter = f"D*{self._letter(H)}" if D > 1 else self._letter(H)
-        sizes = {"T": steps, "B": batch, letter: D * H}
+        letter = f"D*{self._letter(H)}" if self._beside > 1 else self._letter(H)
+        sizes = {"T": steps, "B": batch, letter: self._beside * H}
         if dy is not None:
             letters = ("B T " if self.batch_first else "T B ") + letter
             dy = check_array("dy", dy, self.dtype, letters, sizes)
@@ -377,6 +384,8 @@ class Recurrent(Layer):
         with self.store._lock:  # gradients of two threads are added one after the other
             for layer in reversed(range(self.num_layers)):
                 one, dy, dx = kept.pop(), dx, None
+                if dy is not None and self._beside < D:
+                    dy = np.concatenate([dy, dy], axis=1)  # of each direction
                 for d, (run, own) in enumerate(one.runs):
                     dstate = tuple(s[layer * D + d] for s in d_all)
                     turned = run.where.turned
@@ -603,3 +612,12 @@ def _check_zoneout(value: Any, states: int) -> float | tuple[float, float]:
         raise ValueError(f"zoneout has {len(value)} numbers, expected one, or two: for h and for c")
     h, c = (check_probability(f"zoneout[{k}]", p) for k, p in enumerate(value))
     return h, c
+
+
+def _check_merge(merge: Any, bidirectional: bool) -> str:
+    """One of MERGES; a sum takes two directions."""
+    if merge not in MERGES:
+        raise ValueError(f"merge is {merge!r}, expected 'concat' or 'sum'")
+    if merge == "sum" and not bidirectional:
+        raise ValueError("merge is 'sum', and there is one direction: only the two of bidirectional=True are summed")
+    return merge

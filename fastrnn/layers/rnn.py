@@ -28,6 +28,8 @@ class RNN(Recurrent):
         words, everywhere in a sequence; after an `Embedding` it is numbers of the vectors
     zoneout : from 0 to below 1 (Krueger et al. 2017). In `forward` each number of h is left as it was in h' with this
         probability; inference takes the expectation, h = p h' + (1 - p) F(..)
+    merge : what becomes of two directions' outputs: "concat", side by side, (T, B, 2H), or "sum", (T, B, H): then
+        `weight_ih` of the next layer is (H, H). States are side by side in both. "sum" of one direction is an error
 
     >>> import fastrnn as fr, numpy as np
     >>> rnn = fr.RNN(3, 5, nonlinearity="relu", seed=0)
@@ -61,6 +63,7 @@ class RNN(Recurrent):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
+        merge: str = "concat",
     ) -> None:
         if nonlinearity not in kernels.NONLINEARITIES:
             known = ", ".join(map(repr, kernels.NONLINEARITIES))
@@ -69,7 +72,7 @@ class RNN(Recurrent):
         self._number = kernels.NONLINEARITIES.index(nonlinearity)
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed,
-            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout,
+            input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout, merge=merge,
         )  # fmt: skip
         self._panels = -(-self.hidden_size // (COLS * lanes(self.dtype)))
 
