@@ -85,8 +85,15 @@ def zoned(keep, old, new):
     return keep * old + (1 - keep) * new
 
 
-def rnn_step(params, x, h, nonlinearity="tanh", seen=None, drop=1, keep=(0,)):
-    """Elman 1990. x (B, I), h (B, H) -> h (B, H)"""
+def rnn_step(params, x, h, nonlinearity="tanh", seen=None, preactivation=False, drop=1, keep=(0,)):
+    """Elman 1990. x (B, I), h (B, H) -> h (B, H)
+
+    preactivation : Pascanu, Mikolov and Bengio 2013, equation 2
+    """
+    if preactivation:
+        h = from_below(params, x) + from_before(params, NONLINEARITIES[nonlinearity](h))
+        note(seen, a=NONLINEARITIES[nonlinearity](h))
+        return (h,)
     h = zoned(keep[0], h, NONLINEARITIES[nonlinearity](from_below(params, x) + from_before(params, drop * h)))
     note(seen, h=h)
     return (h,)
@@ -178,7 +185,7 @@ def of_direction(params, end):
     return {name.removesuffix(f"_{end}"): array for name, array in params.items() if name.endswith(f"_{end}")}
 
 
-def over_time(step, params, x, start, lengths, masks=None, merge="concat"):
+def over_time(step, params, x, start, lengths, masks=None, merge="concat", output=identity):
     """Every layer and direction over every step (Schuster and Paliwal 1997 for the two directions).
 
     step : (params, x (B, I), *state; with masks, drop and keep) -> the new state, h first
@@ -188,6 +195,7 @@ def over_time(step, params, x, start, lengths, masks=None, merge="concat"):
     masks : "l0" and so on -> x (B, I), that of the layer's input at every step, drop (B, H), and keep, for each state
         (T, B, H) or a number
     merge : "concat", the directions' outputs side by side, or "sum"
+    output : what y is of h
     -> y (T, B, D H), or (T, B, H), then the final states, each (L D, B, H)
     """
     T, B = x.shape[-3:-1]
@@ -209,7 +217,7 @@ def over_time(step, params, x, start, lengths, masks=None, merge="concat"):
                 keep = [k[t] if np.ndim(k) else k for k in m["keep"]]
                 new = step(weights, x[..., t, :, :] * m["x"], *state, drop=m["drop"], keep=keep)
             state = [np.where(valid[t], after, before) for after, before in zip(new, state, strict=True)]
-            y[t] = np.where(valid[t], state[0], 0)
+            y[t] = np.where(valid[t], output(state[0]), 0)
         finals.append(state)
         below.append(stack(y, -3))
     return join(below), *(stack(parts, -3) for parts in zip(*finals, strict=True))
@@ -220,12 +228,17 @@ def zeros(params, x, name):
     return np.zeros((len(directions(params)), x.shape[-2], params[f"{name}_l0"].shape[-1]))
 
 
-def rnn(params, x, h0=None, nonlinearity="tanh", lengths=None, seen=None, masks=None, merge="concat"):
+def rnn(
+    params, x, h0=None, nonlinearity="tanh", lengths=None, seen=None, masks=None, merge="concat", preactivation=False
+):
     """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
     start = [zeros(params, x, "weight_hh") if h0 is None else h0]
-    return over_time(
-        lambda p, x, h, **m: rnn_step(p, x, h, nonlinearity, seen, **m), params, x, start, lengths, masks, merge
-    )
+    output = NONLINEARITIES[nonlinearity] if preactivation else identity
+
+    def step(params, x, h, **masks):
+        return rnn_step(params, x, h, nonlinearity, seen, preactivation, **masks)
+
+    return over_time(step, params, x, start, lengths, masks, merge, output)
 
 
 def gru(params, x, h0=None, reset="after", lengths=None, seen=None, masks=None, merge="concat"):

@@ -202,6 +202,7 @@ def recurrent(size, dtype):
             has_state=size % 7 != 0,
             has_dy=size % 11 != 0,
             dtype=dtype,
+            more=(("preactivation", True),) if cell == "rnn_sigmoid" and size % 2 else (),
         )
         problem = problem.but(lengths=mixed_lengths(problem.T, problem.B) if (size + number) % 4 < 2 else None)
         for one in (problem, problem.but(indices=True)):

@@ -4,10 +4,14 @@
 
 (Elman 1990; the notes' U, W, b.) All four F are in one kernel and chosen once for each panel.
 
+The other form has the state before F, h = U x + W F(h') + b. With a = F(h) it is the one above, with a in the place of
+h, but for both ends: the first a is F of the first h, and what is returned is the last h. So there are the same loops
+and the same tape, of a; what is done besides stands under `last`, in the forward, and `before`, in the backward.
+
 A panel is COLS * W hidden units, W the lanes of a vector, the last one as narrow as it can be; S = ceil(H / W) W.
 
     packed weights   S (1 + I + H)       a panel after the other: b (line), U (I x line), W (H x line)
-    tape             (T + 1) B H         states; the output is a view of them: F' is known from F
+    tape             (T + 1) B H         states; the output is a view of them: F' is known from F;  last: B H
     backward         T B H  for dZ
     regularisers     recurrent dropout B H  for the mask, (T + 1) B H  for drop h; zoneout T B H  for the mask
 
@@ -81,6 +85,32 @@ def sigmoid_backward(dh, dh_off, h, h_off, dz, dz_off, count):
     store(dz, dz_off, load(dh, dh_off) * dsigmoid(load(h, h_off, count)), count)
 
 
+@part
+def activate(nonlinearity, z, z_off, h, h_off, count):
+    """h = F(z), as `tanh_cell`."""
+    if nonlinearity == 0:
+        tanh_cell(z, z_off, h, h_off, count)
+    elif nonlinearity == 1:
+        relu_cell(z, z_off, h, h_off, count)
+    elif nonlinearity == 2:
+        sigmoid_cell(z, z_off, h, h_off, count)
+    else:
+        copy_out(h, h_off, z, z_off, count)
+
+
+@part
+def activate_backward(nonlinearity, dh, dh_off, h, h_off, dz, dz_off, count):
+    """dz = F' dh, as `tanh_backward`."""
+    if nonlinearity == 0:
+        tanh_backward(dh, dh_off, h, h_off, dz, dz_off, count)
+    elif nonlinearity == 1:
+        relu_backward(dh, dh_off, h, h_off, dz, dz_off, count)
+    elif nonlinearity == 2:
+        sigmoid_backward(dh, dh_off, h, h_off, dz, dz_off, count)
+    else:
+        copy_out(dz, dz_off, dh, dh_off, count)
+
+
 # ---------------------------------------------------------------------------------------------------
 # One panel of one step, for some rows: the item that workers take
 # ---------------------------------------------------------------------------------------------------
@@ -88,8 +118,8 @@ def sigmoid_backward(dh, dh_off, h, h_off, dz, dz_off, count):
 
 @part
 def forward_item(
-    row0, row1, q, n, before, after, i_size, h_size, h0_line, h_line, flags, nonlinearity,
-    x, ids, table, w, h0, h, z,
+    row0, row1, q, n, previous, after, i_size, h_size, h0_line, h_line, flags, nonlinearity,
+    x, ids, table, w, last, h0, h, z,
 ):  # fmt: skip
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
@@ -110,29 +140,45 @@ def forward_item(
         if not flags & INDEXED:
             tiles(z, 0, line, rows, cols, x, (n + r0) * i_size, i_size, i_size, 0, 1, w, at + line, line)
         w_at = at + line * (1 + i_size)
-        tiles(z, 0, line, rows, cols, h0, (before + r0) * h0_line, h0_line, h_size, 0, 1, w, w_at, line)
+        tiles(z, 0, line, rows, cols, h0, (previous + r0) * h0_line, h0_line, h_size, 0, 1, w, w_at, line)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
                 z_at = r * line + k * lane
                 h_at = (after + r0 + r) * h_line + unit
-                if nonlinearity == 0:
-                    tanh_cell(z, z_at, h, h_at, h_size - unit)
-                elif nonlinearity == 1:
-                    relu_cell(z, z_at, h, h_at, h_size - unit)
-                elif nonlinearity == 2:
-                    sigmoid_cell(z, z_at, h, h_at, h_size - unit)
-                else:
-                    copy_out(h, h_at, z, z_at, h_size - unit)
+                if last is not None:
+                    copy_out(last, (r0 + r) * h_size + unit, z, z_at, h_size - unit)
+                activate(nonlinearity, z, z_at, h, h_at, h_size - unit)
 
 
 @part
 def backward_item(
-    row0, row1, q, n, after, ahead, following, h_size, h_line, flags, nonlinearity, dy, wt, h, dz, dh0, drop, keep, dh
+    row0,
+    row1,
+    q,
+    n,
+    after,
+    ahead,
+    following,
+    h_size,
+    h_line,
+    flags,
+    nonlinearity,
+    before,
+    dy,
+    wt,
+    h,
+    dz,
+    dh0,
+    drop,
+    keep,
+    dh,
+    t,
 ):
     """Step s with its rows at n and after as in forward_item; before the first step n is -1.
 
     ahead : n of step s + 1, of whose rows there are `following`
+    t : W, overwritten
     """
     lane = lanes_of(wt)
     vectors = (h_size + lane - 1) // lane
@@ -159,20 +205,26 @@ def backward_item(
                 d_at = r * line + k * lane
                 z_at = (n + r0 + r) * h_size + unit
                 h_at = (after + r0 + r) * h_line + unit
-                if n >= 0 and flags & DY:
-                    add_in(dh, d_at, dy, (n + r0 + r) * h_line + unit, count)
-                if keep is not None and n >= 0:  # where h' was kept nothing goes on to F', which is that of h' there
-                    hold(dh, d_at, dh0, (r0 + r) * h_size + unit, keep, z_at, count)
+                if before is None:
+                    if n >= 0 and flags & DY:
+                        add_in(dh, d_at, dy, (n + r0 + r) * h_line + unit, count)
+                    if keep is not None and n >= 0:  # what h' kept does not go on to F', which is that of h' there
+                        hold(dh, d_at, dh0, (r0 + r) * h_size + unit, keep, z_at, count)
+                    if n >= 0:
+                        activate_backward(nonlinearity, dh, d_at, h, h_at, dz, z_at, count)
+                else:
+                    # What comes from the step after is of a, a final state's gradient of h. dy goes through F' apart:
+                    # so it does where a sequence is cut, and the cut must not be seen.
+                    if r < going:
+                        activate_backward(nonlinearity, dh, d_at, h, h_at, dh, d_at, count)
+                    if n >= 0 and flags & DY:
+                        copy_in(t, 0, dy, (n + r0 + r) * h_line + unit, count)
+                        activate_backward(nonlinearity, t, 0, h, h_at, t, 0, count)
+                        add_in(dh, d_at, t, 0, count)
+                    if n >= 0:
+                        copy_out(dz, z_at, dh, d_at, count)
                 if n < 0:
                     copy_out(dh0, (r0 + r) * h_size + unit, dh, d_at, count)
-                elif nonlinearity == 0:
-                    tanh_backward(dh, d_at, h, h_at, dz, z_at, count)
-                elif nonlinearity == 1:
-                    relu_backward(dh, d_at, h, h_at, dz, z_at, count)
-                elif nonlinearity == 2:
-                    sigmoid_backward(dh, d_at, h, h_at, dz, z_at, count)
-                else:
-                    copy_out(dz, z_at, dh, d_at, count)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -183,7 +235,7 @@ def backward_item(
 @kernel
 def rnn_forward(
     worker, workers, tickets, steps, i_size, h_size, h_line, shift, flags, nonlinearity, pieces,
-    at, counts, bounds, x, ids, table, w, h, drop, dropped, keep, each,
+    at, counts, bounds, x, ids, table, w, last, h, drop, dropped, keep, each,
 ):  # fmt: skip
     """All steps of one direction of one layer. For `at`, `counts`, `bounds`, `shift` and `total` see panels.py.
 
@@ -191,7 +243,8 @@ def rnn_forward(
     x : (total, I), read; or, with INDEXED,
     ids : (total,) int64, read, rows of table : (V, H), U x + b for each x, read
     w : packed weights, read
-    h : rows of h_line numbers, H of them used; those of at[0] read, all others written
+    last : None; or (B, H), the states before F: the initial ones read, overwritten by the final ones
+    h : rows of h_line numbers, H of them used; those of at[0] read (with `last` written), all others written
     drop, dropped : (B, H), read, and rows of H, as h, for the mask of recurrent dropout and h times it; or None
     keep : (total, H), read, for zoneout, without `each` one row for all; or None
     """
@@ -203,6 +256,11 @@ def rnn_forward(
         h0, h0_line = h, h_line
     else:
         h0, h0_line = dropped, h_size
+    if last is not None:
+        for _, k in turns(tickets, 1, worker, workers, 1, vectors):
+            for r in range(counts[0]):
+                copy_in(z, 0, last, r * h_size + k * lane, h_size - k * lane)
+                activate(nonlinearity, z, 0, h, (at[0] + r) * h_line + k * lane, h_size - k * lane)
     length, span = (steps, panels) if flags & BY_ROWS else (1, 1)
     for start, item in turns(tickets, 0, worker, workers, steps // max(1, length), panels // span * pieces):
         first, piece = item // pieces, item % pieces
@@ -212,7 +270,7 @@ def rnn_forward(
                 n, cols = at[s + 1] - shift, min(COLS, vectors - q * COLS)
                 forward_item(
                     row0, row1, q, n, at[s], at[s + 1], i_size, h_size, h0_line, h_line, flags, nonlinearity,
-                    x, ids, table, w, h0, h, z,
+                    x, ids, table, w, last, h0, h, z,
                 )  # fmt: skip
                 if keep is not None:
                     zone_out(
@@ -226,11 +284,12 @@ def rnn_forward(
 @kernel
 def rnn_backward(
     worker, workers, tickets, steps, h_size, h_line, shift, flags, nonlinearity, pieces,
-    at, counts, bounds, dy, ids, wt, h, dz, dh0, dtable, drop, keep,
+    at, counts, bounds, before, dy, ids, wt, h, dz, dh0, dtable, drop, keep,
 ):  # fmt: skip
     """All steps, backwards; then the sums that the rows of a table need.
 
     flags : INDEXED, DY, BY_ROWS
+    before : None; or anything else if dh0 is of states before F
     dy : with DY rows of h_line numbers, as x, H of them used, read
     ids : with INDEXED (total,) int64, read
     wt : W packed by columns, read
@@ -243,7 +302,7 @@ def rnn_backward(
     lane = lanes_of(wt)
     vectors = (h_size + lane - 1) // lane
     panels = (vectors + COLS - 1) // COLS
-    dh = stack(wt, WORK)
+    dh, t = stack(wt, WORK), stack(wt, 1)
     length, span = (steps + 1, panels) if flags & BY_ROWS else (1, 1)
     for start, item in turns(tickets, 0, worker, workers, (steps + 1) // length, panels // span * pieces):
         first, piece = item // pieces, item % pieces
@@ -255,8 +314,8 @@ def rnn_backward(
             ahead, following = (at[s + 2] - shift, counts[s + 1]) if s < steps - 1 else (0, 0)
             for q in range(first, first + span):
                 backward_item(
-                    row0, row1, q, n, at[s + 1], ahead, following, h_size, h_line, flags, nonlinearity,
-                    dy, wt, h, dz, dh0, drop, keep, dh,
+                    row0, row1, q, n, at[s + 1], ahead, following, h_size, h_line, flags, nonlinearity, before,
+                    dy, wt, h, dz, dh0, drop, keep, dh, t,
                 )  # fmt: skip
     if flags & INDEXED:
         for _, k in turns(tickets, 1, worker, workers, 1, vectors):
@@ -284,7 +343,7 @@ def rnn_step(w, nonlinearity, x, out, h0):
     ids = np.empty(0, np.int64)
     for q in range((vectors + COLS - 1) // COLS):
         forward_item(
-            0, batch, q, 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity, x, ids, none, w, h0, h, z
+            0, batch, q, 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity, x, ids, none, w, None, h0, h, z
         )  # fmt: skip
     for k in range(0, batch * h_size, lane):
         copy_rows(y, k, h, k, batch * h_size - k)

@@ -111,6 +111,7 @@ class Recurrent(Layer):
     takes_indices = True
     gates: int  # rows of weight_ih in units of H
     states: int  # 1: h; 2: (h, c)
+    output_letter = "h"  # what y is made of: h, or what the layer's text calls it
     step: Any  # the kernel of one small step
 
     def __init__(
@@ -411,7 +412,7 @@ class Recurrent(Layer):
 
         tape : of this layer, not yet used by `backward`; it is only read, and `backward` can follow
         returns : for every layer and direction, in this order, each (T, B, H), or (B, T, H) with batch_first:
-            LSTM i f g o c h, GRU r z n h, RNN h; the gates after their nonlinearity
+            LSTM i f g o c h, GRU r z n h, RNN h (with preactivation=True a = F(h)); gates after their nonlinearity
 
         With lengths, what is past a row's end is zero. All arrays are new: they are the caller's to change, and stay
         when the tape goes. `ValueError` for another layer's tape and for one that has been used.
@@ -433,7 +434,7 @@ class Recurrent(Layer):
         for one in kept:
             for run, own in one.runs:
                 h = run.states[run.where.shift :][: run.total]
-                for name, a in {**self._kept(run, own), "h": h}.items():
+                for name, a in {**self._kept(run, own), self.output_letter: h}.items():
                     a = layout.unpack(a if run.where.turned is None else a[run.where.turned])
                     a = a.swapaxes(0, 1) if self.batch_first else a
                     named[f"{name}_{run.name}"] = np.array(a, order="C")

@@ -28,6 +28,10 @@ class RNN(Recurrent):
         words, everywhere in a sequence; after an `Embedding` it is numbers of the vectors
     zoneout : from 0 to below 1 (Krueger et al. 2017). In `forward` each number of h is left as it was in h' with this
         probability; inference takes the expectation, h = p h' + (1 - p) F(..)
+    preactivation : h = U x + W F(h') + b, y = F(h): the form in which the notes follow the gradient,
+        h[t] = W f(h[t-1]) + U x[t], y[t] = V f(h[t]), where V is a `Linear` after this layer (Pascanu, Mikolov and
+        Bengio 2013, equation 2). y is that of the usual form started from F(h0); the state that is taken and returned,
+        and its gradient, are of h before F, so that dh[t]/dh[k] is the product of W diag(F'(h[j-1])), j from t to k + 1
     merge : what becomes of two directions' outputs: "concat", side by side, (T, B, 2H), or "sum", (T, B, H): then
         `weight_ih` of the next layer is (H, H). States are side by side in both. "sum" of one direction is an error
 
@@ -41,6 +45,21 @@ class RNN(Recurrent):
     >>> dx, dh = rnn.backward(tape, np.ones_like(y))
     >>> dx.shape, rnn.grads["weight_hh_l0"].shape
     ((7, 2, 3), (5, 5))
+
+    The product of Jacobians of the notes, by `backward`: five rows that are all the same, with a unit vector each for
+    the gradient of the final state.
+
+    >>> rnn = fr.RNN(3, 5, preactivation=True, dtype="float64", seed=0)
+    >>> x, W = np.ones((7, 5, 3)), rnn.params["weight_hh_l0"]
+    >>> y, h, tape = rnn.forward(x)
+    >>> np.allclose(y[-1], np.tanh(h[0]))
+    True
+    >>> dx, dh = rnn.backward(tape, None, np.eye(5)[None])
+    >>> product = W @ np.diag(np.ones(5))                      # dh[1]/dh[0], where h[0] = 0 and F' = 1
+    >>> for t in range(6):
+    ...     product = W @ np.diag(1 - y[t, 0] ** 2) @ product
+    >>> np.allclose(dh[0], product)                            # dh[7]/dh[0]
+    True
     """
 
     gates = 1
@@ -63,6 +82,7 @@ class RNN(Recurrent):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
+        preactivation: bool = False,
         merge: str = "concat",
     ) -> None:
         if nonlinearity not in kernels.NONLINEARITIES:
@@ -70,6 +90,11 @@ class RNN(Recurrent):
             raise ValueError(f"nonlinearity is {nonlinearity!r}, expected one of {known}")
         self.nonlinearity = nonlinearity
         self._number = kernels.NONLINEARITIES.index(nonlinearity)
+        self.preactivation = bool(preactivation)
+        for name, p in (("recurrent_dropout", recurrent_dropout), ("zoneout", zoneout)):
+            if self.preactivation and p:
+                raise ValueError(f"{name} is {p!r} with preactivation=True, expected one of them")
+        self.output_letter = "a" if self.preactivation else "h"
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed,
             input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout, merge=merge,
@@ -78,21 +103,27 @@ class RNN(Recurrent):
 
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
-        run.begin(0 if start is None else start[0])
+        h0, last = 0 if start is None else start[0], None
+        if self.preactivation:
+            last = buffers.empty((where.batch, hidden), self.dtype)
+            last[:] = h0
+        else:
+            run.begin(h0)
         share = self._share(run, run.i_size, self._panels)
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         version = self.store.version
         packed = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
-        if where.steps == 1 and run.x is not None and not run.training:
+        if where.steps == 1 and run.x is not None and not run.training and last is None:
             self._make_ready(version, packed, self._number)
+        phases, work = 1 if last is None else 2, float(run.total) * hidden * (run.i_size + hidden)
         launch(
-            kernels.rnn_forward, share.workers, 1, float(run.total) * hidden * (run.i_size + hidden),
+            kernels.rnn_forward, share.workers, phases, work,
             where.steps, run.i_size, hidden, run.line, where.shift, flags, self._number, share.pieces,
             where.at, where.counts, share.bounds,
-            empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, run.h,
-            *run.flat_masks(), run.training,
+            empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed,
+            None if last is None else last.reshape(-1), run.h, *run.flat_masks(), run.training,
         )  # fmt: skip
-        return (run.states[where.ends],), None
+        return (run.states[where.ends] if last is None else last,), None
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
@@ -112,7 +143,7 @@ class RNN(Recurrent):
         launch(
             kernels.rnn_backward, share.workers, 2, float(total) * hidden * hidden,
             where.steps, hidden, run.line, where.shift, flags, self._number, share.pieces,
-            where.at, where.counts, share.bounds,
+            where.at, where.counts, share.bounds, self.preactivation or None,
             empty if dy is None else dy, run.ids.reshape(-1), wt, run.h, dz.reshape(-1),
             dstate[0].reshape(-1), dtable.reshape(-1), drop, keep,
         )  # fmt: skip
