@@ -30,6 +30,7 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "epochs": 10,
     "batch_size": 50,
     "seq_length": 50,
+    "window": None,
     "lr": 0.002,
     "lr_halve_every": 5,
     "clip": 5.0,
@@ -86,11 +87,13 @@ def _train(args: argparse.Namespace) -> None:
 
     from .models.charlm import CharLM, checkpoint_path
     from .text import split_text
+    from .training import check_window
 
     _set_threads(args)
     options = {**TRAIN_DEFAULTS, **given}
     if args.resume:
         options = _resumed_options(checkpoint_path(args.output), given)
+    check_window(options["window"], options["seq_length"])
     text, name, time_limit = _text_and_limit(args, limited="epochs" not in given)
     lm = CharLM(
         cell=options["cell"],
@@ -122,6 +125,7 @@ def _train(args: argparse.Namespace) -> None:
             epochs=options["epochs"],
             batch_size=options["batch_size"],
             seq_length=options["seq_length"],
+            window=options["window"],
             lr=options["lr"],
             lr_halve_every=options["lr_halve_every"],
             clip=options["clip"],
@@ -164,6 +168,7 @@ def _resumed_options(checkpoint: os.PathLike[str], given: dict[str, Any]) -> dic
         saved = {
             **model,
             "layers": model["num_layers"],
+            "window": training["settings"]["seq_length"],  # of files that have none
             **training["settings"],
             "epochs": training["fit"]["epochs"],
         }
@@ -454,6 +459,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--dropout", _FRACTION, "P", "probability of dropping a recurrent layer's output")
     option("--batch-size", _COUNT, "B", "rows read side by side")
     option("--seq-length", _COUNT, "T", "characters of a row in one step")
+    option("--window", _COUNT, "T", "characters that a step's gradient goes back through (default: --seq-length)")
     option("--lr", _ABOVE_0, "LR", "Adam's learning rate")
     option("--lr-halve-every", _or_none(_WHOLE), "N", "halve the learning rate every N epochs, 0: never")
     option("--clip", _or_none(_FROM_0), "NORM", "clip the gradient to this norm, 0: don't")

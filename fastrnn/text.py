@@ -222,5 +222,9 @@ class Streams:
         end = min(start + self.seq_length, self.steps)
         return self._ids[start:end], self._ids[start + 1 : end + 1]
 
+    def between(self, start: int, end: int) -> np.ndarray:
+        """Steps `start` to before `end` of all rows, int32 (end - start, B): a view, not to be written to."""
+        return self._ids[start:end]
+
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self.chunk(index) for index in range(len(self)))

@@ -1,17 +1,41 @@
 """Truncated backpropagation through time: the step, the loop around it, and how it stops and goes on.
 
 The text is read as `B` contiguous rows in chunks of `T` steps (`text.Streams`); the state at the end of one
-chunk is the state at the beginning of the next, the gradient stops between them. `Trainer` is everything that
-the loop remembers: saved and restored, it goes on as if it had never stopped, bit for bit. `run` is the loop,
-with the clock, the signals and the screen around it.
+chunk is the state at the beginning of the next, and the gradient stops between them: one update for every tau1 = T
+steps, whose gradient goes back through tau2 = T. `Trainer` is everything that the loop remembers: saved and restored,
+it goes on as if it had never stopped, bit for bit. `run` is the loop, with the clock, the signals and the screen
+around it.
+
+With a `window` longer than T the gradient of a chunk's loss goes on through the steps before it, tau2 = `window` steps
+in all (Williams and Peng 1990, BPTT(h; h'); tau1 and tau2 are Sutskever's, 2013). The weights have changed since those
+steps were computed, so they are computed again, from the state at the window's beginning, which is the one thing that
+is carried: each character is read window / T times. To have the state where the next window begins, a window is run as
+two parts with a tape each, cut there. By hand, with layers, here for the loss of steps 12 to 15 in a window of 12:
+
+>>> import fastrnn as fr, numpy as np
+>>> lstm, linear = fr.LSTM(5, 8, seed=0), fr.Linear(8, 5, seed=1)
+>>> model = fr.Sequential(lstm, linear)
+>>> ids = np.arange(40).reshape(20, 2) % 5                       # N, B
+>>> _, state = lstm(ids[:4])                                     # carried, to where the window begins
+>>> _, carried, first = lstm.forward(ids[4:8], state)
+>>> y, _, second = lstm.forward(ids[8:16], carried)
+>>> logits, last = linear.forward(y[4:])                         # the stride, which alone has a loss
+>>> loss, dlogits = fr.cross_entropy(logits, ids[13:17])
+>>> dy = np.zeros_like(y)
+>>> dy[4:] = linear.backward(last, dlogits)
+>>> _, dstate = lstm.backward(second, dy)
+>>> _ = lstm.backward(first, None, dstate)                       # on through the older part
+>>> fr.Adam(model).step()
+>>> state = carried                                              # the next window is ids[8:20]
 
 A signal is honoured as soon as Python has it, which is when the kernel that runs returns: a step that is in its forward
 or backward pass then, a validation or a sample is given up, as if it had not begun, and only the short rest of a step
 (clipping, the optimizer) is finished. So the longest wait is the longest kernel call, and then the writing of the
-files. The longest call in `train` is one layer's pass through one chunk, forward or backward, or the gradient of one of
-its weights: about 10 ms with the default sizes on two cores. It grows as B T H^2; for an LSTM at 100 GFLOP/s it is a
-second when B T H^2 is 6e9, which is H = 1500 for B = T = 50. While a kernel is compiled, once on a machine, the longest
-call is one of LLVM's, of a few tenths of a second. tests/RELIABILITY.md has the longest waits that were seen.
+files. The longest call in `train` is one layer's pass through one chunk (or part of a window), forward or backward, or
+the gradient of one of its weights: about 10 ms with the default sizes on two cores. It grows as B T H^2; for an LSTM at
+100 GFLOP/s it is a second when B T H^2 is 6e9, which is H = 1500 for B = T = 50. While a kernel is compiled, once on a
+machine, the longest call is one of LLVM's, of a few tenths of a second. tests/RELIABILITY.md has the longest waits that
+were seen.
 """
 
 from __future__ import annotations
@@ -72,6 +96,16 @@ class _GivenUp(BaseException):
     """What a signal raises in a window: see `NotedSignals`. It never leaves this module."""
 
 
+def check_window(window: int | None, seq_length: int) -> int:
+    """The steps that a gradient goes back through: `window`, or without one `seq_length`; never fewer."""
+    if window is not None and window < seq_length:
+        raise ValueError(
+            f"window is {window}, expected at least seq_length={seq_length}: "
+            "the gradient goes back through the characters of the loss, and those before them"
+        )
+    return seq_length if window is None else window
+
+
 def mean_loss(model: Any, streams: Streams, stop: Callable[[], bool] = lambda: False) -> float | None:
     """Nats per character over `streams`, the state carried along; None if `stop()` ends it early."""
     total, state = 0.0, None
@@ -97,6 +131,7 @@ class Trainer:
         *,
         batch_size: int = 50,
         seq_length: int = 50,
+        window: int | None = None,
         lr: float = 0.002,
         lr_halve_every: int | None = 5,
         clip: float | None = 5.0,
@@ -111,6 +146,7 @@ class Trainer:
         self.settings: dict[str, Any] = {
             "batch_size": batch_size,
             "seq_length": seq_length,
+            "window": check_window(window, seq_length),
             "lr": lr,
             "lr_halve_every": lr_halve_every,
             "clip": clip,
@@ -126,7 +162,7 @@ class Trainer:
         self.epoch = 0  # passes finished
         self.chunk = 0  # chunks of this pass finished
         self.steps = 0  # since the beginning
-        self.state: Any = None  # of the model, before the next chunk; None: zeros
+        self.state: Any = None  # of the model, where the next chunk's window begins; None: zeros
         self.loss_sum = 0.0  # over the characters of this pass
         self.smooth_loss: float | None = None
         self.history: list[Epoch] = []
@@ -145,18 +181,11 @@ class Trainer:
 
         If anything is raised before the optimizer's turn, a signal in the `window` too, the step has not happened.
         """
-        x, target = self.streams.chunk(self.chunk)
+        _, target = self.streams.chunk(self.chunk)
         generators = [(rng.bit_generator, rng.bit_generator.state) for rng in self.model.generators()]
         try:
             with self.window():
-                logits, state, tape = self.model.forward(x, self.state)
-                loss, dlogits = cross_entropy(logits, target)
-                if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the loss is {loss} at step {self.steps + 1}: training has diverged; lower the learning rate"
-                    )
-                self.model.zero_grad()
-                self.model.backward(tape, dlogits)
+                loss, state = self._propagate(target)
         except BaseException:
             for generator, before in generators:
                 generator.state = before
@@ -171,6 +200,36 @@ class Trainer:
         self.loss_sum += loss * target.size
         self.smooth_loss = loss if self.smooth_loss is None else 0.99 * self.smooth_loss + 0.01 * loss
         return target.size
+
+    def _propagate(self, target: np.ndarray) -> tuple[float, Any]:
+        """The loss of this chunk, and the state where the next window begins; the gradient is in the model's grads."""
+        stride, older = self.streams.seq_length, self.settings["window"] - self.streams.seq_length
+        start, following = (max(0, chunk * stride - older) for chunk in (self.chunk, self.chunk + 1))
+        x = self.streams.between(start, self.chunk * stride + len(target))
+        cut = min(following - start, len(x))
+        parts = [part for part in (slice(cut), slice(cut, len(x))) if len(x[part])]
+        state = carried = self.state
+        outputs, tapes = [], []
+        for part in parts:
+            logits, state, tape = self.model.forward(x[part], state)
+            outputs.append(logits)
+            tapes.append(tape)
+            if part.stop == cut:
+                carried = state
+        logits = outputs[0] if len(parts) == 1 else np.concatenate(outputs)
+        loss, gradient = cross_entropy(logits[len(x) - len(target) :], target)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {self.steps + 1}: training has diverged; lower the learning rate"
+            )
+        dlogits = np.asarray(gradient)
+        if len(x) > len(target):
+            dlogits = np.concatenate([np.zeros_like(logits[: len(x) - len(target)]), dlogits])
+        self.model.zero_grad()
+        dstate = None
+        for part, tape in zip(reversed(parts), reversed(tapes), strict=True):
+            _, dstate = self.model.backward(tape, dlogits[part], dstate)
+        return loss, carried
 
     def pass_is_over(self) -> bool:
         return self.chunk == len(self.streams)
@@ -229,10 +288,11 @@ class Trainer:
         `ValueError` if the text or the way it is cut into chunks is not the one of then, and for numbers that are of no
         training of this kind.
         """
-        for name in ("batch_size", "seq_length", "optimizer"):
-            if header["settings"][name] != self.settings[name]:
+        settings = {"window": header["settings"]["seq_length"], **header["settings"]}  # older files have no window
+        for name in ("batch_size", "seq_length", "window", "optimizer"):
+            if settings[name] != self.settings[name]:
                 raise ValueError(
-                    f"{name} is {self.settings[name]!r}, expected {header['settings'][name]!r}: "
+                    f"{name} is {self.settings[name]!r}, expected {settings[name]!r}: "
                     "the training to be resumed has that"
                 )
         if header["text"] != self._digests:

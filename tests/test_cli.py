@@ -112,7 +112,7 @@ def interrupt(args, folder, signum):
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_training_goes_on_to_the_same_bits(folder, signum):
     epochs = 150 if JIT else 6  # long enough for the signal to arrive before the end
-    options = ["text.txt", "--epochs", epochs, "--lr-halve-every", 3, "--dropout", 0.1, *SMALL]
+    options = ["text.txt", "--epochs", epochs, "--lr-halve-every", 3, "--dropout", 0.1, "--window", 25, *SMALL]
     whole, parts = f"whole{signum}", f"parts{signum}"
     succeed("train", *options, "-o", f"{whole}.npz", cwd=folder)
 
@@ -295,6 +295,7 @@ def test_help_is_there_for_every_command():
         ("train text.txt --dropout 1", "'1' is not a fraction"),
         ("train text.txt --cell gru", "invalid choice: 'gru'"),
         ("train text.txt --cell rnn --peephole diagonal", "only an LSTM"),
+        ("train none.txt --seq-length 20 --window 19", "window is 19, expected at least seq_length=20"),
         ("train text.txt --validation-fraction 0.6 --held-out-fraction 0.6", "nothing to train on"),
         ("train text.txt --encoding no-such", "can't be decoded as 'no-such'"),
         ("train text.txt --bogus", "unrecognized arguments: --bogus"),

@@ -159,6 +159,7 @@ class CharLM:
         epochs: int = 10,
         batch_size: int = 50,
         seq_length: int = 50,
+        window: int | None = None,
         lr: float = 0.002,
         lr_halve_every: int | None = 5,
         clip: float | None = 5.0,
@@ -179,12 +180,18 @@ class CharLM:
         validation, the latest). For speed that loss is taken over `batch_size` rows, each from an empty
         state: a little above `evaluate`'s.
 
+        `window` is how many characters the gradient goes back through, `seq_length` or more (None: `seq_length`).
+        There is one update for every `seq_length` characters, of their loss (tau1); with a longer window (tau2) its
+        gradient goes on through the characters before them, which are read again with the weights of now: each update
+        takes about window / seq_length times as long. At the beginning of the text, and for a last chunk that is
+        shorter, a window holds as much less. See `fastrnn.training`, by hand too.
+
         A model that has been fitted goes on learning; the text must then keep to its vocabulary.
 
         `checkpoint="model.npz"` keeps the best model there and the latest state of training in
         `model.ckpt.npz`, written every 30 seconds and at the end. With `resume=True` training goes on from
-        there, to the bit as if it had not stopped; text, `batch_size`, `seq_length` and `optimizer` must be
-        the same, the rest may differ. `time_limit` (seconds) ends training early, in good order.
+        there, to the bit as if it had not stopped; text, `batch_size`, `seq_length`, `window` and `optimizer`
+        must be the same, the rest may differ. `time_limit` (seconds) ends training early, in good order.
 
         Ctrl-C and SIGTERM end the step that is under way as soon as the kernel that runs returns (training.py says how
         long that may take), write the checkpoint and raise `Interrupted`, a `KeyboardInterrupt`. Files that can't be
@@ -215,6 +222,7 @@ class CharLM:
                 latest_path if resume else None,
                 batch_size=_positive("batch_size", batch_size),
                 seq_length=_positive("seq_length", seq_length),
+                window=None if window is None else _positive("window", window),
                 lr=float(lr),
                 lr_halve_every=_positive("lr_halve_every", lr_halve_every) if lr_halve_every else None,
                 clip=float(clip) if clip else None,
