@@ -74,6 +74,7 @@ _WHERE = {
     "WarmupLR": "schedules",
     "get_num_threads": "threads",
     "set_num_threads": "threads",
+    "last_call_info": "threads",
     "Stream": "streaming",
     "StreamPool": "streaming",
     "CharLM": "models.charlm",
@@ -125,6 +126,7 @@ if TYPE_CHECKING:
     from .streaming import Stream as Stream
     from .streaming import StreamPool as StreamPool
     from .threads import get_num_threads as get_num_threads
+    from .threads import last_call_info as last_call_info
     from .threads import set_num_threads as set_num_threads
     from .wordvectors import WordVectors as WordVectors
     from .wordvectors import load_word_vectors as load_word_vectors

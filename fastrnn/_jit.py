@@ -8,13 +8,15 @@ text says `fma`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -24,6 +26,10 @@ from numba.core import caching, config
 SMALL = 8_000_000
 
 _for_types = threading.Lock()
+
+# Whoever wants to hear how kernels come to be sets a handler and the level DEBUG; by default nothing is said.
+_log = logging.getLogger("fastrnn")
+_log.addHandler(logging.NullHandler())
 
 FLAGS: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
 DEVICE: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True}
@@ -53,6 +59,10 @@ class kernel:  # noqa: N801 - read as a decorator
     def __init__(self, function: Callable[..., Any]) -> None:
         self.py_func = function
         self.__name__, self.__doc__, self.__module__ = function.__name__, function.__doc__, function.__module__
+        names = function.__code__.co_varnames[3 : function.__code__.co_argcount]
+        shown = [names.index(name) for name in ("flags", "pieces") if name in names]
+        #: where `flags` and `pieces` are among the arguments of a launch, for `last_call_info`
+        self.shown = slice(shown[0], shown[-1] + 1, max(1, shown[-1] - shown[0])) if shown else slice(0)
 
     @cached_property
     def held(self) -> Any:
@@ -75,8 +85,10 @@ class kernel:  # noqa: N801 - read as a decorator
 
     def _compile(self, nogil: bool) -> Any:
         made = numba.njit(nogil=nogil, **FLAGS)(self.py_func)
-        if not config.DISABLE_JIT and (folder := cache_folder()) is not None:
-            made._cache = _cache_class(folder / ("released" if nogil else "held"))(self.py_func)
+        if not config.DISABLE_JIT:
+            form, folder = "released" if nogil else "held", cache_folder()
+            name = f"{self.__name__} ({form})"
+            made._cache = _Unkept(name) if folder is None else _cache_class(folder / form)(self.py_func, name)
         return made
 
     @property
@@ -88,7 +100,7 @@ class kernel:  # noqa: N801 - read as a decorator
 
 @cache
 def cache_folder() -> Path | None:
-    """The folder for compiled code, or None if no place can be written.
+    """The folder for compiled code, or None if there is none and none can be made. One that can only be read is read.
 
     `FASTRNN_CACHE_DIR`, else `NUMBA_CACHE_DIR`, else the user's cache folder. Its last part is a hash of everything
     that compiled code depends on and that Numba's own key leaves out (the text of every other module, the flags), so
@@ -98,11 +110,52 @@ def cache_folder() -> Path | None:
         folder = base / "fastrnn" / _stamp()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
+        except OSError as error:
+            _log.debug("compiled code is not kept: %s", error)
             continue
-        if os.access(folder, os.W_OK | os.R_OK):
+        if os.access(folder, os.R_OK | os.X_OK):
+            if not os.access(folder, os.W_OK):
+                _log.debug("compiled code is read from %s, where nothing can be written", folder)
             return folder
+        _log.debug("compiled code is not kept: no right to read %s", folder)
     return None
+
+
+class CacheState(NamedTuple):
+    """What there is in the folder for compiled code."""
+
+    entries: int  # compiled kernels, each for its types and CPU
+    size: int  # bytes
+    writable: bool
+    others: int  # folders beside it: of other versions and settings
+    others_size: int  # bytes
+
+
+def cache_state(folder: Path) -> CacheState:
+    """The state of a `cache_folder`, as far as it can be read."""
+    mine, entries = _files(folder)
+    others = [other for other in _listed(folder.parent) if other != folder and other.is_dir()]
+    return CacheState(entries, mine, os.access(folder, os.W_OK), len(others), sum(_files(one)[0] for one in others))
+
+
+def _files(folder: Path) -> tuple[int, int]:
+    """Bytes in all files of a folder, and how many of them hold a compiled kernel."""
+    size = entries = 0
+    for form in _listed(folder):
+        for path in _listed(form):
+            try:
+                size += path.stat().st_size
+            except OSError:  # gone meanwhile
+                continue
+            entries += path.suffix == ".nbc"
+    return size, entries
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _candidates() -> list[Path]:
@@ -155,20 +208,45 @@ def _cache_class(folder: Path) -> type:
     class Cache(caching.FunctionCache):
         _impl_class = Impl
 
+        def __init__(self, py_func: Any, name: str) -> None:
+            super().__init__(py_func)
+            self._told, self._keeps, self._since = name, True, 0.0
+
         def load_overload(self, sig: Any, target_context: Any) -> Any:
+            self._since = perf_counter()
             try:
-                return super().load_overload(sig, target_context)
+                found = super().load_overload(sig, target_context)
             except Exception:  # a damaged or half-written entry is an entry that is not there
-                return None
+                found = None
+            if found is not None:
+                _log.debug("loaded %s from the cache", self._told)
+            return found
 
         def save_overload(self, sig: Any, data: Any) -> None:
+            _log.debug("compiled %s in %.2f s", self._told, perf_counter() - self._since)
+            if not self._keeps:
+                return
             try:
                 super().save_overload(sig, data)
             except Exception:  # a damaged index is begun anew; a full or vanished disk costs the next warm start
                 try:
                     self.flush()
                     super().save_overload(sig, data)
-                except Exception:
-                    self.disable()
+                except Exception as error:
+                    self._keeps = False  # and what is there is read all the same
+                    _log.debug("not kept: %s: %s", self._told, error)
 
     return Cache
+
+
+class _Unkept(caching.NullCache):
+    """No cache; it tells what is compiled."""
+
+    def __init__(self, name: str) -> None:
+        self._told, self._since = name, 0.0
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        self._since = perf_counter()
+
+    def save_overload(self, sig: Any, cres: Any) -> None:
+        _log.debug("compiled %s in %.2f s", self._told, perf_counter() - self._since)

@@ -315,7 +315,6 @@ def _machine() -> dict[str, Any]:
     import numpy
 
     from . import __version__
-    from ._jit import cache_folder
     from .simd import target
     from .threads import get_num_threads
 
@@ -328,9 +327,26 @@ def _machine() -> dict[str, Any]:
         "system": platform.platform(),
         "CPU": target.cpu_name(),
         "vectors": f"{8 * target.VECTOR_BYTES} bits",
-        "threads": f"{get_num_threads()} of {os.cpu_count()} processors",
-        "compiled code": cache_folder() or "not kept: no folder can be written (FASTRNN_CACHE_DIR names one)",
+        "threads": f"{get_num_threads()} of {os.cpu_count()} processors; our own, whatever Numba's threading layer",
+        **_compiled_code(),
     }
+
+
+def _compiled_code() -> dict[str, Any]:
+    """Where compiled code is kept, and what is there."""
+    from numba.core import config
+
+    from ._jit import cache_folder, cache_state
+
+    if config.DISABLE_JIT:
+        return {"compiled code": "none: NUMBA_DISABLE_JIT is set"}
+    folder = cache_folder()
+    if folder is None:
+        return {"compiled code": "not kept: no folder can be written (FASTRNN_CACHE_DIR names one)"}
+    state = cache_state(folder)
+    told = f"{state.entries} kernels, {state.size / 1e6:.1f} MB, {'can be written' if state.writable else 'read only'}"
+    others = f"{state.others} folders, {state.others_size / 1e6:.1f} MB: may be deleted"
+    return {"compiled code": folder, "kept there": told} | ({"older ones": others} if state.others else {})
 
 
 def _warmup(args: argparse.Namespace) -> None:

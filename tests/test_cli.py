@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from helpers import JIT, ROOT
+from helpers import JIT, ROOT, run_python
 
 from fastrnn.modelfile import read_model_file
 from fastrnn.models.charlm import CharLM
@@ -266,6 +266,24 @@ def test_info():
     out = succeed("info").stdout
     for name in ("fastrnn", "Python", "numpy", "numba", "CPU", "vectors", "threads", "compiled code"):
         assert re.search(rf"^{name}: +\S", out, re.MULTILINE), out
+
+
+@pytest.mark.skipif(not JIT, reason="there is nothing to compile")
+def test_info_of_the_cache(tmp_path):
+    """Its place, what is in it, whether it can be written; and what older versions have left there."""
+    old = tmp_path / "fastrnn" / "0123" / "held"
+    old.mkdir(parents=True)
+    (old / "f.nbc").write_bytes(bytes(300_000))
+    environment = {**ENVIRONMENT, "FASTRNN_CACHE_DIR": str(tmp_path)}
+    out = succeed("info", env=environment).stdout
+    assert re.search(rf"^compiled code: +{re.escape(str(tmp_path))}", out, re.MULTILINE), out
+    assert re.search(r"^kept there: +0 kernels, 0\.0 MB, can be written$", out, re.MULTILINE), out
+    assert re.search(r"^older ones: +1 folders, 0\.3 MB", out, re.MULTILINE), out
+    run_python("import numpy, fastrnn; fastrnn.softmax(numpy.zeros(3))", FASTRNN_CACHE_DIR=str(tmp_path))
+    assert re.search(r"^kept there: +1 kernels, 0\.\d MB", succeed("info", env=environment).stdout, re.MULTILINE)
+    (tmp_path / "file").write_text("")
+    environment["FASTRNN_CACHE_DIR"] = str(tmp_path / "file" / "cache")
+    assert "not kept" in succeed("info", env=environment).stdout
 
 
 @pytest.mark.skipif(not JIT, reason="there is nothing to compile")

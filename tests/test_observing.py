@@ -1,0 +1,155 @@
+"""What can be learned of a running program: how calls were run, and how kernels came to be."""
+
+import logging
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from helpers import JIT, run_python
+
+import fastrnn as fr
+from fastrnn import threads
+
+needs_jit = pytest.mark.skipif(not JIT, reason="without JIT nothing is compiled, and one worker does it all")
+
+
+@pytest.fixture
+def told():
+    """What was launched since the last time this was called."""
+    fr.last_call_info()
+    return lambda: [(one.kernel, one.workers, one.by) for one in fr.last_call_info()]
+
+
+# --- how calls were run -------------------------------------------------------------------------------------
+
+
+def test_every_kernel_of_a_call_in_order(told):
+    """A first forward packs the weights, a second one finds them; a backward is several kernels."""
+    layer, x = fr.GRU(3, 5, seed=1), np.ones((4, 2, 3), np.float32)
+    layer(x)
+    assert told() == [("gru_pack", 1, None), ("gru_forward", 1, None)]
+    y, _, tape = layer.forward(x)
+    assert told() == [("gru_forward", 1, None)]
+    layer.backward(tape, y)
+    names = [name for name, *_ in told()]
+    assert names == ["pack_tape", "gru_backward", "gradient", "gradient", "pack_tape", "product"]
+    assert told() == []
+
+
+@needs_jit
+@pytest.mark.parametrize(("T", "B", "by"), [(20, 13, "rows"), (90, 3, "panels")])
+def test_rows_or_panels(told, set_num_threads, T, B, by):
+    """As layers/recurrent.py decided, by batch and weights."""
+    set_num_threads(2)
+    layer = fr.LSTM(37, 100, seed=1)
+    layer(np.zeros((T, B, 37), np.float32))
+    (forward,) = [one for one in fr.last_call_info() if one.kernel == "lstm_forward"]
+    assert (forward.workers, forward.by) == (2, by)
+    assert forward.pieces >= (2 if by == "rows" else 1)
+    set_num_threads(1)
+    layer(np.zeros((T, B, 37), np.float32))
+    assert told() == [("lstm_forward", 1, None)]
+
+
+def test_each_thread_its_own(told):
+    fr.softmax(np.zeros(3))
+    others = []
+
+    def work():
+        others.append(told())
+        fr.log_softmax(np.zeros(3))
+        others.append(told())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert others == [[], [("log_softmax", 1, None)]]
+    assert told() == [("softmax", 1, None)]
+
+
+def test_what_is_noted_is_bounded_and_keeps_nothing_alive(told):
+    """A thread that never asks again keeps the numbers of some launches, and no array."""
+    for _ in range(100):
+        y = fr.softmax(np.zeros(3))
+    gone = weakref.ref(y)
+    del y
+    assert gone() is None
+    assert told() == [("softmax", 1, None)] * threads.REMEMBERED
+
+
+def test_nothing_is_noted_before_somebody_asks():
+    code = """
+        import numpy as np
+        import fastrnn as fr
+        for _ in range(2):
+            fr.softmax(np.zeros(3))
+            print(len(fr.last_call_info()))
+    """
+    assert run_python(code).split() == ["0", "1"]
+
+
+@needs_jit
+def test_a_step_of_a_stream_is_no_launch(told):
+    """The quick way, which has no time for notes."""
+    layer, x = fr.LSTM(3, 5, seed=1), np.ones((1, 1, 3), np.float32)
+    _, state = layer(x)
+    _, state = layer(x, state)
+    told()
+    layer(x, state)
+    assert told() == []
+
+
+# --- logging ------------------------------------------------------------------------------------------------
+
+CALL = """
+    import io, logging, sys
+    sys.stderr = io.StringIO()
+    if {heard}:
+        logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
+        logging.getLogger("fastrnn").setLevel("DEBUG")
+    import numpy as np
+    import fastrnn as fr
+    print("imported")
+    fr.softmax(np.zeros(3))
+    fr.softmax(np.zeros(4))
+    print("silent" if not sys.stderr.getvalue() else sys.stderr.getvalue())
+"""
+
+
+@needs_jit
+def test_the_logger_hears_of_every_kernel(tmp_path):
+    """Compiled, then loaded; silent unless somebody listens."""
+    said = [run_python(CALL.format(heard=True), FASTRNN_CACHE_DIR=str(tmp_path)).splitlines() for _ in range(2)]
+    for lines, does in zip(said, ("compiled softmax (held) in ", "loaded softmax (held) from "), strict=True):
+        assert [line for line in lines if "softmax" in line] == [line for line in lines if does in line]
+        assert sum(does in line for line in lines) == 1
+        assert all(line.startswith("fastrnn DEBUG ") for line in lines[1:-1])
+        assert (lines[0], lines[-1]) == ("imported", "silent")
+    assert run_python(CALL.format(heard=False), FASTRNN_CACHE_DIR=str(tmp_path)).split() == ["imported", "silent"]
+
+
+@needs_jit
+def test_the_logger_hears_that_nothing_is_kept(tmp_path):
+    (tmp_path / "file").write_text("")
+    nowhere = str(tmp_path / "file" / "cache")
+    lines = run_python(CALL.format(heard=True), FASTRNN_CACHE_DIR=nowhere).splitlines()
+    assert any("compiled code is not kept" in line and nowhere in line for line in lines)
+    assert any("compiled softmax (held) in" in line for line in lines)
+    assert lines[-1] == "silent"
+
+
+def test_the_logger_is_silent_by_itself():
+    """Warnings too: with no handler at all, logging would print those."""
+    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("fastrnn").handlers)
+
+
+def test_import_does_not_need_logging():
+    """It comes with the first thing that is used, as numba does."""
+    code = """
+        import sys
+        before = set(sys.modules)
+        import fastrnn
+        print(sorted({"logging", "numba", "numpy"} & (set(sys.modules) - before)))
+    """
+    assert run_python(code).strip() == "[]"
