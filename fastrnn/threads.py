@@ -4,6 +4,10 @@ Helpers are ordinary Python threads, parked in a queue, so there is no threading
 A call hands its job to the helpers that are idle and starts working at once; a helper that comes late finds no tickets
 left (see simd/sync.py) and parks again. Numba's own pool and its settings are never touched.
 
+A helper works only while its caller does: it begins when the caller is in the kernel, which does not return before all
+items are finished. Whatever exception strikes the caller, at whatever moment (Ctrl-C after the job is handed out and
+before the caller has begun it, memory that is not to be had), nobody writes into its arrays afterwards.
+
 An idle helper is at work about 20 us after the call; a `prange` launch (OpenMP layer) takes 3 us, but is compiled a
 second time, takes the GIL twice, kills or hangs a forked child, and on another layer aborts when two threads launch.
 """
@@ -11,17 +15,24 @@ second time, takes the GIL twice, kills or hangs a forked child, and on another 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
+from time import sleep
 from typing import Any, NamedTuple
 
 from numba.core import config
 
 from ._jit import SMALL, kernel
-from .simd.sync import new_tickets
+from .simd.sync import CALLER, new_tickets
+
+# Seconds between looks at whether the caller has begun.
+PATIENCE = (0.0, 0.0, 0.0, 5e-5, 1e-4, 2e-4, 5e-4)
+
+_log = logging.getLogger("fastrnn")
 
 
 class _Team:
@@ -48,9 +59,26 @@ class _Team:
             run, worker, workers, tickets, args, cpu = self.jobs.get()
             if cpu >= 0 and _cpu() == cpu:
                 _leave(cpu)
-            run(worker, workers, tickets, *args)
+            if _has_begun(tickets):
+                try:
+                    run(worker, workers, tickets, *args)
+                except Exception as error:  # no memory to begin with, say: the others do its share
+                    _log.debug("a helper gave up: %s", error)
             # Parked, a helper must not keep the arrays of its last job alive.
             del run, tickets, args
+
+
+def _has_begun(tickets: Any) -> bool:
+    """Whether the caller of a job is in the kernel, or comes in the next millisecond.
+
+    As a rule it is: it holds the GIL until then, and a helper needs the GIL to get here. One that still compiles the
+    kernel, or has lost the GIL to another thread just then, does without.
+    """
+    for pause in PATIENCE:
+        if tickets[CALLER]:
+            return True
+        sleep(pause)
+    return bool(tickets[CALLER])
 
 
 def _find_cpu() -> Callable[[], int]:

@@ -12,6 +12,9 @@ stay in its cache, and then what is left of the others' shares.
 One phase of a kernel uses (1 + workers) cache lines of `tickets`: how many items are finished, then for each worker
 how many of its share are taken. Both only ever grow, so that nothing has to be reset between steps. The functions below
 know the tickets by their address.
+
+Beside the first phase's count stands whether worker 0, the caller, has come. Helpers do not begin before (threads.py):
+a caller that is interrupted on its way into the kernel leaves nobody behind who writes into its arrays.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from numba.extending import intrinsic
 from .._jit import device, part
 
 LINE = 8  # int64 values in a cache line: counters of different workers never share one
+CALLER = 1  # where the tickets say that the caller has come
 SPINS = 64  # pauses before the processor is given away; about 2 us
 
 
@@ -171,6 +175,8 @@ def turns(tickets, phase, worker, workers, rounds, items):
 # Of numbers alone: compiled code never gives back the references to arrays that a generator takes.
 @device
 def _turns(tickets, phase, worker, workers, rounds, items):
+    if worker == 0 and workers > 1:
+        atomic_add(tickets, CALLER, 1)
     for r in range(rounds):
         wait(tickets, phase, workers, r * items)
         item = take(tickets, phase, worker, workers, r, items)
