@@ -5,6 +5,7 @@ Every layer, loss and optimizer calls them, once, before compiled code, which ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,6 +125,19 @@ def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray:
     if batch and (given.min() < 0 or given.max() > steps):
         raise ValueError(f"lengths holds {given.min()} to {given.max()}, expected 0 <= length <= T={steps}")
     return given.astype(np.int64)
+
+
+def check_segments(segments: Any, steps: int) -> int | None:
+    """Into how many segments T steps are divided: a number from 1 to T, or about its root ("sqrt"); None for None."""
+    if segments is None:
+        return None
+    if isinstance(segments, str) and segments == "sqrt":
+        return math.isqrt(steps - 1) + 1
+    if isinstance(segments, bool) or not isinstance(segments, int | np.integer | str):
+        raise TypeError(f"segments is {type(segments).__name__}, expected an int, 'sqrt' or None")
+    if isinstance(segments, str) or not 1 <= segments <= steps:
+        raise ValueError(f"segments is {segments!r}, expected 1 <= segments <= T={steps}, 'sqrt' or None")
+    return int(segments)
 
 
 def check_number(name: str, value: Any) -> float:

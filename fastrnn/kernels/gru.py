@@ -344,7 +344,8 @@ def gru_backward(
     worker, workers, tickets, steps, total, h_size, h_line, shift, flags, pieces,
     at, counts, bounds, dy, ids, wt, wnt, h, gates, dh0, dtable, dbias, drop, keep,
 ):  # fmt: skip
-    """All steps, backwards; then the sums over steps and rows that biases need.
+    """All steps, backwards; then the sums over steps and rows that biases need, in the same order: a sum goes on from
+    what is there, so that several calls, the last steps first, make the chain that one call makes.
 
     flags : INDEXED, BIAS, DY, BY_ROWS
     dy : with DY rows of h_line numbers, as x, H of them used, read
@@ -385,18 +386,19 @@ def gru_backward(
         lane = lanes_of(gates)
         for _, panel in turns(tickets, 1, worker, workers, 1, panels):
             unit = panel * lane
-            for k in range(TAPE * lane):
-                acc[k] = 0
-            for n in range(total):
-                a_at = tape_at(gates, panel, total, n)
-                add_sums(acc, gates, a_at, wnt)
-                if flags & INDEXED:
-                    for g in range(GATES):  # r z n from n r z
-                        to, source = (ids[n] * GATES + g) * h_size + unit, a_at + (g + 1) % GATES * block_of(gates)
-                        add_out(dtable, to, gates, source, h_size - unit)
+            for k in range(TAPE):
+                copy_in(acc, k * lane, dbias, k * h_size + unit, h_size - unit)
+            for t in range(steps - 1, -1, -1):
+                for n in range(at[t + 1] - shift, at[t + 1] - shift + counts[t]):
+                    a_at = tape_at(gates, panel, total, n)
+                    add_sums(acc, gates, a_at, wnt)
+                    if flags & INDEXED:
+                        for g in range(GATES):  # r z n from n r z
+                            to, source = (ids[n] * GATES + g) * h_size + unit, a_at + (g + 1) % GATES * block_of(gates)
+                            add_out(dtable, to, gates, source, h_size - unit)
             if flags & BIAS:
-                for k in range(TAPE if wnt is None else GATES):
-                    add_out(dbias, k * h_size + unit, acc, k * lane, h_size - unit)
+                for k in range(TAPE):
+                    copy_out(dbias, k * h_size + unit, acc, k * lane, h_size - unit)
 
 
 @kernel

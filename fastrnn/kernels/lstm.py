@@ -651,7 +651,8 @@ def lstm_backward(
     at, counts, bounds, dy, ids, wt, peep, full, wrt, form, coupled, c, gates, dc, dh0, dhs, dtable, dbias, dpeep,
     drop, keep, keep_c, cells, carried,
 ):  # fmt: skip
-    """All steps, backwards; then the sums over steps and rows that biases and peepholes need.
+    """All steps, backwards; then the sums over steps and rows that biases and peepholes need, in the same order: a sum
+    goes on from what is there, so that several calls, the last steps first, make the chain that one call makes.
 
     flags : INDEXED, BIAS, DY, BY_ROWS
     dy : with DY rows of d_line numbers, as x, O of them used, read
@@ -718,7 +719,14 @@ def lstm_backward(
         for _, panel in turns(tickets, 1, worker, workers, 1, panels):
             for k in range(SUMS * lane):
                 acc[k] = 0
-            for s in range(steps):
+            unit = panel * lane
+            if flags & BIAS:
+                for k in range(number):
+                    copy_in(acc, k * lane, dbias, k * h_size + unit, h_size - unit)
+            if peep is not None:
+                for k in range(number - 1):
+                    copy_in(acc, (GATES + k) * lane, dpeep, k * h_size + unit, h_size - unit)
+            for s in range(steps - 1, -1, -1):
                 n = at[s + 1] - shift
                 if cells is None:
                     new, new_row = c, at[s + 1]
@@ -728,13 +736,12 @@ def lstm_backward(
                     panel, n, at[s], new_row, counts[s], total, h_size, flags, ids, peep, coupled,
                     gates, c, new, acc, dtable,
                 )  # fmt: skip
-            unit = panel * lane
             if flags & BIAS:
                 for k in range(number):
-                    add_out(dbias, k * h_size + unit, acc, k * lane, h_size - unit)
+                    copy_out(dbias, k * h_size + unit, acc, k * lane, h_size - unit)
             if peep is not None:
                 for k in range(number - 1):
-                    add_out(dpeep, k * h_size + unit, acc, (GATES + k) * lane, h_size - unit)
+                    copy_out(dpeep, k * h_size + unit, acc, (GATES + k) * lane, h_size - unit)
 
 
 @kernel

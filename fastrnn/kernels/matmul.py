@@ -3,7 +3,9 @@
     product    out = b + A B            B packed in panels of COLS vectors, A addressed as the tile allows
     gradient   dM += A^T X              the sum runs over all T B rows, in blocks
 
-Both give each output element one chain of multiply-adds in ascending order of the summed index, whoever computes it.
+Both give each output element one chain of multiply-adds in ascending order of the summed index, whoever computes it;
+`gradient` in descending order on request: backward meets the steps from the last to the first, and a sum over rows that
+come in several calls is the same chain as over all of them only if every call takes its rows in the order of the calls.
 """
 
 from .._jit import kernel, part
@@ -62,7 +64,7 @@ def product(
 
 @kernel
 def gradient(
-    worker, workers, tickets, rows, columns, pieces,
+    worker, workers, tickets, rows, columns, pieces, order,
     a, panel_stride, k_stride, gates, turn, width, height, x, x_line, index, out, scratch,
 ):  # fmt: skip
     """out[(g + turn) % gates * height + j, :] += sum over n of a[n, g, j] * x[n, :]
@@ -73,6 +75,7 @@ def gradient(
     index : (rows,) int64, or empty, read
     out : (gates * height, columns), accumulated
     pieces : into how many parts the panels are divided for the workers
+    order : 1 for ascending n, -1 for descending
     scratch : (workers, BLOCK + ROWS, 4W), overwritten
     """
     lane = lanes_of(x)
@@ -81,14 +84,16 @@ def gradient(
     strip = worker * (BLOCK + ROWS) * COLS * lane
     items = (vectors + COLS - 1) // COLS * pieces
     for step, item in turns(tickets, 0, worker, workers, (rows + BLOCK - 1) // BLOCK, items):
-        n0 = step * BLOCK
-        depth = min(BLOCK, rows - n0)
+        depth = min(BLOCK, rows - step * BLOCK)
+        n0 = step * BLOCK if order > 0 else rows - 1 - step * BLOCK
         first, piece = item // pieces * COLS, item % pieces
         cols = min(COLS, vectors - first)
         stride = cols * lane
         # Read in place, at the stride of a whole row of x, it is 15 % slower; and this pads the end with zeros.
         for k in range(depth):
-            n = index[n0 + k] if len(index) else n0 + k
+            n = n0 + k * order
+            if len(index):
+                n = index[n]
             for j in range(first * lane, first * lane + stride, lane):
                 copy_in(scratch, strip + k * stride + j - first * lane, x, n * x_line + j, columns - j)
         for panel in range(panels * piece // pieces, panels * (piece + 1) // pieces):
@@ -99,8 +104,8 @@ def gradient(
                 # The row of the next tile, whose lines are fetched meanwhile: 7 % of this kernel at H = 1024.
                 after = (g + 1 + turn) % gates * height + (panel + (g + 1) // gates) * width
                 gradient_rows(
-                    units, first, cols, depth, columns, a, left, k_stride, scratch, strip, stride, out, row, after,
-                    strip + BLOCK * COLS * lane,
+                    units, first, cols, depth, columns, a, left, k_stride * order, scratch, strip, stride,
+                    out, row, after, strip + BLOCK * COLS * lane,
                 )  # fmt: skip
 
 
@@ -177,8 +182,8 @@ def pack_tape(worker, workers, tickets, h_size, columns, vectors, gates, turn, s
 
 
 @kernel
-def column_sums(worker, workers, tickets, rows, columns, a, out):
-    """out[j] += sum over n of a[n, j], in ascending n.
+def column_sums(worker, workers, tickets, rows, columns, order, a, out):
+    """out[j] += sum over n of a[n, j], in ascending n, or with order -1 in descending n.
 
     a : (rows, columns), read; out : (columns,), accumulated
     """
@@ -187,6 +192,7 @@ def column_sums(worker, workers, tickets, rows, columns, a, out):
     for _, item in turns(tickets, 0, worker, workers, 1, (columns + lane - 1) // lane):
         column = item * lane
         copy_in(total, 0, out, column, columns - column)
-        for n in range(rows):
+        for k in range(rows):
+            n = k if order > 0 else rows - 1 - k
             add_in(total, 0, a, n * columns + column, columns - column)
         copy_out(out, column, total, 0, columns - column)

@@ -286,7 +286,7 @@ def rnn_backward(
     worker, workers, tickets, steps, h_size, h_line, shift, flags, nonlinearity, pieces,
     at, counts, bounds, before, dy, ids, wt, h, dz, dh0, dtable, drop, keep,
 ):  # fmt: skip
-    """All steps, backwards; then the sums that the rows of a table need.
+    """All steps, backwards; then the sums that the rows of a table need, in the same order.
 
     flags : INDEXED, DY, BY_ROWS
     before : None; or anything else if dh0 is of states before F
@@ -319,8 +319,9 @@ def rnn_backward(
                 )  # fmt: skip
     if flags & INDEXED:
         for _, k in turns(tickets, 1, worker, workers, 1, vectors):
-            for n in range(len(ids)):
-                add_rows(dtable, ids[n] * h_size + k * lane, dz, n * h_size + k * lane, h_size - k * lane)
+            for s in range(steps - 1, -1, -1):
+                for n in range(at[s + 1] - shift, at[s + 1] - shift + counts[s]):
+                    add_rows(dtable, ids[n] * h_size + k * lane, dz, n * h_size + k * lane, h_size - k * lane)
 
 
 @kernel

@@ -90,7 +90,7 @@ class GRU(Recurrent):
         flags |= kernels.TRAINING if run.training else 0
         version = self.store.version
         packed, wn = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
-        if where.steps == 1 and run.x is not None and not run.training and wn is None:
+        if where.steps == 1 and run.whole and run.x is not None and not run.training and wn is None:
             self._make_ready(version, packed)
         kept_rows = run.total if run.training else where.batch
         gates = s = empty
@@ -103,25 +103,22 @@ class GRU(Recurrent):
             where.steps, kept_rows, run.i_size, hidden, run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, wn,
-            run.h, gates, s.reshape(-1), *run.flat_masks(), run.training,
+            run.h, gates, s.reshape(-1), *run.flat_masks(), run.masks.each,
         )  # fmt: skip
         return (run.states[where.ends],), (gates, s) if run.training else None
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
-        dx: np.ndarray | None,
-    ) -> np.ndarray | None:  # fmt: skip
+        dx: np.ndarray | None, add: bool, sums: tuple[np.ndarray, ...],
+    ) -> None:  # fmt: skip
         gates, s = kept
         where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
         grad = self.store.grad
         flags = (kernels.BIAS if self.bias else 0) | (kernels.DY if dy is not None else 0)
-        dtable = empty
-        if run.x is None:
-            flags |= kernels.INDEXED
-            dtable = np.zeros((self._indices(run), 3 * hidden), self.dtype)
+        flags |= kernels.INDEXED if run.x is None else 0
+        dbias, dtable = sums
         share = self._share(run, 0, -(-self._panels // COLS))
         flags |= kernels.BY_ROWS if share.by_rows else 0
-        dbias = np.zeros((4, hidden), self.dtype)
         # The gradients of n r z v: of x's products the first three, of h's the last three or, with r before, r z.
         of_x, of_h = Taped(gates, total, hidden, 3, 0, turn=2), Taped(gates, total, hidden, 3, first=1)
         of_n = Taped(gates, total, hidden, 1)
@@ -138,21 +135,26 @@ class GRU(Recurrent):
             empty if dy is None else dy, run.ids.reshape(-1), wt, wnt, run.h, gates,
             dstate[0].reshape(-1), dtable.reshape(-1), dbias.reshape(-1), drop, keep,
         )  # fmt: skip
-        if self.bias:
-            n, r, z, v = dbias
-            grad(f"bias_ih_{name}")[:] += np.concatenate([r, z, n])
-            grad(f"bias_hh_{name}")[:] += np.concatenate([r, z, v if wnt is None else n])
         dw = grad(f"weight_hh_{name}")
         x, x_line, index = run.entering()
-        add_gradient(dw, x, of_h, x_line, index)
+        add_gradient(dw, x, of_h, x_line, index, where.order)
         if wnt is not None:
-            add_gradient(dw[2 * hidden :], s, of_n)
+            add_gradient(dw[2 * hidden :], s, of_n, order=where.order)
         if run.x is None:
-            self._table_backward(dtable, run)
-            return None
-        add_gradient(grad(f"weight_ih_{name}"), run.x, of_x)
+            return
+        add_gradient(grad(f"weight_ih_{name}"), run.x, of_x, order=where.order)
         ut = self.store.made((name, "u"), lambda: pack_tape(of_x, run.i_size, self.store.flat(f"weight_ih_{name}")))
-        return multiply(of_x, ut, run.i_size, empty, dx, add=dx is not None)
+        multiply(of_x, ut, run.i_size, empty, dx, add)
+
+    def _sums(self, run: Run) -> tuple[np.ndarray, ...]:
+        return np.zeros((TAPE, self.hidden_size), self.dtype), self._dtable(run)
+
+    def _add_sums(self, run: Run, sums: tuple[np.ndarray, ...]) -> None:
+        (n, r, z, v), dtable = sums
+        if self.bias:
+            self.store.grad(f"bias_ih_{run.name}")[:] += np.concatenate([r, z, n])
+            self.store.grad(f"bias_hh_{run.name}")[:] += np.concatenate([r, z, v if self.reset == "after" else n])
+        self._table_backward(dtable, run)
 
     def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:
         gates = self._gates(kept[0], run, "nrz")  # and v, the product with h' alone

@@ -21,6 +21,9 @@ class Layer:
     #: whether calls take `lengths`
     takes_lengths = False
 
+    #: whether `forward` takes `segments`
+    takes_segments = False
+
     #: whether x may be indices, and whether it may be numbers
     takes_indices = False
     takes_numbers = True

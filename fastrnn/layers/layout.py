@@ -8,6 +8,7 @@ past an end is computed; the reverse direction reads a copy in which each row is
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -31,10 +32,42 @@ class Direction(NamedTuple):
     start: slice  # where the initial states lie
     ends: slice | np.ndarray  # where the final states lie
     sizes: np.ndarray | None = None  # (B,) how many steps each row has, longest first; None: all
+    order: int = -1  # how the rows of x follow each other in backward: from the last one down, or 1: from the first up
 
     @property
     def steps(self) -> int:
         return len(self.at) - 1
+
+    def cuts(self, count: int) -> list[tuple[int, int]]:
+        """The steps in `count` segments, as equal as can be, each from its first step to before its last; fewer
+        segments if there are fewer steps.
+        """
+        count = max(1, min(count, self.steps))
+        ends = [self.steps * k // count for k in range(count + 1)]
+        return list(pairwise(ends))
+
+    def segment(self, first: int, last: int) -> tuple[Direction, int, int]:
+        """Some of the steps as if they were all, for the rows that have not ended before; and the slot and the row of
+        x from which on these are counted: both lie in one piece.
+        """
+        at, counts = self.at[first : last + 1], self.counts[first : last + 1].copy()
+        counts[-1] = 0
+        batch, total = int(counts[0]) if first else self.batch, int(counts.sum())
+        slot = int(min(at[0], at[-1]))
+        row = int(min(at[1], at[-1])) - self.shift if total else 0
+        slots = max(int(at[0]) + batch, int(at[-1]) + (int(counts[-2]) if total else 0)) - slot
+        at, moved = at - slot, row - slot
+        begin = slice(int(at[0]), int(at[0]) + batch)
+        ends: slice | np.ndarray = slice(int(at[-1]), int(at[-1]) + batch)
+        sizes, index, previous = self.sizes, self.previous_at, self.previous + moved
+        if sizes is not None:
+            sizes = np.clip(sizes[:batch] - first, 0, last - first)
+            ends = at[sizes] + np.arange(batch)
+            index, previous = index[row : row + total] - slot, 0
+        own = Direction(
+            batch, slots, at, counts, self.shift + moved, previous, index, None, begin, ends, sizes, self.order
+        )
+        return own, slot, row
 
     def bounds(self, pieces: int) -> np.ndarray:
         """(pieces + 1,) rows that divide the work of all steps into equal parts."""
@@ -110,7 +143,7 @@ def uniform(steps: int, batch: int, directions: int) -> Layout:
     if directions == 2:  # from the slot above the last step's down to the slot of the first
         down = np.ascontiguousarray(slot[::-1]) + batch
         above, low = slice((steps + 1) * batch, (steps + 2) * batch), slice(batch, 2 * batch)
-        both.append(Direction(batch, slots, down, counts, batch, 2 * batch, NONE, None, above, low))
+        both.append(Direction(batch, slots, down, counts, batch, 2 * batch, NONE, None, above, low, order=1))
     return Layout(steps, batch, steps * batch, tuple(both), None, None)
 
 

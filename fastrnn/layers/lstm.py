@@ -147,7 +147,7 @@ class LSTM(Recurrent):
         packed = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
         peep, full = self._peepholes(run.name)
         wr = self._projection(run.name)
-        if where.steps == 1 and run.x is not None and not training and wr is None:
+        if where.steps == 1 and run.whole and run.x is not None and not training and wr is None:
             self._make_ready(version, packed, peep, self._form, self._coupled)
         launch(
             kernels.lstm_forward, share.workers, 1, 4.0 * run.total * hidden * (run.i_size + hidden),
@@ -155,27 +155,23 @@ class LSTM(Recurrent):
             where.at, where.counts, share.bounds,
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, peep, full,
             wr, self._form, self._coupled, run.h, c.reshape(-1), gates, m.reshape(-1),
-            *run.flat_masks(), run.training, None if cells is None else cells.reshape(-1),
+            *run.flat_masks(), run.masks.each, None if cells is None else cells.reshape(-1),
         )  # fmt: skip
         kept = (c, c[where.shift :] if cells is None else cells, gates, m) if run.training else None
         return (run.states[where.ends], c[where.ends] if training else c), kept
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
-        dx: np.ndarray | None,
-    ) -> np.ndarray | None:  # fmt: skip
+        dx: np.ndarray | None, add: bool, sums: tuple[np.ndarray, ...],
+    ) -> None:  # fmt: skip
         c, cells, gates, m = kept
         where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
         grad = self.store.grad
         flags = (kernels.BIAS if self.bias else 0) | (kernels.DY if dy is not None else 0)
-        dtable = empty
-        if run.x is None:
-            flags |= kernels.INDEXED
-            dtable = np.zeros((self._indices(run), self.gates * hidden), self.dtype)
+        flags |= kernels.INDEXED if run.x is None else 0
+        dbias, dpeep, dtable = sums
         share = self._share(run, 0, -(-self._panels // COLS))
         flags |= kernels.BY_ROWS if share.by_rows else 0
-        dbias = np.zeros(self.gates * hidden, self.dtype) if self.bias else empty
-        dpeep = grad(f"weight_peep_{name}") if self.peephole else empty
         dh, dc = dstate
         tape, o = Taped(gates, total, hidden, self.gates), self._widths[0]
         w, projected = self.store.flat(f"weight_hh_{name}"), self.proj_size > 0
@@ -191,26 +187,39 @@ class LSTM(Recurrent):
             where.steps, total, hidden, o, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
             empty if dy is None else dy, run.ids.reshape(-1), wt, peep, full, self._projection(name, backward=True),
             self._form, self._coupled, c.reshape(-1), gates, dc.reshape(-1), dh.reshape(-1), dhs.reshape(-1),
-            dtable.reshape(-1), dbias, None if peep is None else dpeep.reshape(-1), *masked,
+            dtable.reshape(-1), dbias, None if peep is None else dpeep, *masked,
         )  # fmt: skip
-        if self.bias:
-            grad(f"bias_ih_{name}")[:] += dbias
-            grad(f"bias_hh_{name}")[:] += dbias
         x, x_line, index = run.entering()
-        add_gradient(grad(f"weight_hh_{name}"), x, tape, x_line, index)
+        add_gradient(grad(f"weight_hh_{name}"), x, tape, x_line, index, where.order)
         if projected:
-            add_gradient(grad(f"weight_hr_{name}"), m, dhs)
+            add_gradient(grad(f"weight_hr_{name}"), m, dhs, order=where.order)
         if full is not None:
             seen = self.gates - 2  # gates that see c'
+            dfull = grad(f"weight_peep_{name}")
             x, x_line, index = run.before(c.reshape(-1), hidden)
-            add_gradient(dpeep[:seen].reshape(-1, hidden), x, tape._replace(gates=seen), x_line, index)
-            add_gradient(dpeep[seen], cells.reshape(-1), tape._replace(gates=1, first=seen + 1), hidden)
+            add_gradient(dfull[:seen].reshape(-1, hidden), x, tape._replace(gates=seen), x_line, index, where.order)
+            seen_by_o = tape._replace(gates=1, first=seen + 1)
+            add_gradient(dfull[seen], cells.reshape(-1), seen_by_o, hidden, order=where.order)
         if run.x is None:
-            self._table_backward(dtable, run)
-            return None
-        add_gradient(grad(f"weight_ih_{name}"), run.x, tape)
+            return
+        add_gradient(grad(f"weight_ih_{name}"), run.x, tape, order=where.order)
         ut = self.store.made((name, "u"), lambda: pack_tape(tape, run.i_size, self.store.flat(f"weight_ih_{name}")))
-        return multiply(tape, ut, run.i_size, empty, dx, add=dx is not None)
+        multiply(tape, ut, run.i_size, empty, dx, add)
+
+    def _sums(self, run: Run) -> tuple[np.ndarray, ...]:
+        dbias = np.zeros(self.gates * self.hidden_size, self.dtype) if self.bias else self._empty
+        diagonal = (self.gates - 1) * self.hidden_size if self.peephole == "diagonal" else 0
+        return dbias, np.zeros(diagonal, self.dtype), self._dtable(run)
+
+    def _add_sums(self, run: Run, sums: tuple[np.ndarray, ...]) -> None:
+        dbias, dpeep, dtable = sums
+        grad = self.store.grad
+        if self.bias:
+            grad(f"bias_ih_{run.name}")[:] += dbias
+            grad(f"bias_hh_{run.name}")[:] += dbias
+        if self.peephole == "diagonal":
+            grad(f"weight_peep_{run.name}")[:] += dpeep.reshape(-1, self.hidden_size)
+        self._table_backward(dtable, run)
 
     def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:
         c, _, gates, _ = kept

@@ -96,11 +96,17 @@ def multiply(
 
 
 def add_gradient(
-    out: np.ndarray, x: np.ndarray, a: np.ndarray | Taped, line: int | None = None, index: np.ndarray = NONE
+    out: np.ndarray,
+    x: np.ndarray,
+    a: np.ndarray | Taped,
+    line: int | None = None,
+    index: np.ndarray = NONE,
+    order: int = 1,
 ) -> None:
     """out (M, columns) += a^T x for x (N, columns) and a (N, M), row-major or a tape.
 
-    With `line`, row n of x lies at n * line (or index[n] * line) of the flat `x`.
+    With `line`, row n of x lies at n * line (or index[n] * line) of the flat `x`. The sum runs over ascending n, with
+    order -1 over descending n.
     """
     columns = out.shape[1]
     w = lanes(x.dtype)
@@ -117,15 +123,15 @@ def add_gradient(
     scratch = np.empty(workers * (matmul.BLOCK + ROWS) * COLS * w, x.dtype)
     launch(
         matmul.gradient, workers, 1, work,
-        rows, columns, pieces, left, panel_stride, k_stride, gates, turn, width, height,
+        rows, columns, pieces, order, left, panel_stride, k_stride, gates, turn, width, height,
         x.reshape(-1), columns if line is None else line, index, out.reshape(-1), scratch,
     )  # fmt: skip
 
 
-def add_column_sums(out: np.ndarray, a: np.ndarray) -> None:
-    """out (M,) += the sum over the rows of a (N, M), in ascending order."""
+def add_column_sums(out: np.ndarray, a: np.ndarray, order: int = 1) -> None:
+    """out (M,) += the sum over the rows of a (N, M), in ascending order, with order -1 in descending order."""
     rows, columns = a.shape
     w = lanes(a.dtype)
     work = float(rows) * columns
     workers = workers_for(work, -(-columns // w))
-    launch(matmul.column_sums, workers, 1, work, rows, columns, a.reshape(-1), out)
+    launch(matmul.column_sums, workers, 1, work, rows, columns, order, a.reshape(-1), out)

@@ -1,7 +1,27 @@
 """Stacks of recurrent layers: what RNN, LSTM and GRU share above their kernels.
 
 A cell's own file says how one direction of one layer runs; here are the arguments, the stacking, the directions, the
-lengths, the dropout between layers, and the masks of the other regularisers.
+lengths, the dropout between layers, the masks of the other regularisers, and recomputing in segments.
+
+What a tape keeps of one layer, in numbers. Its input has I of them; T B is the sum of the lengths, if there are any:
+
+    always              (T + D) B D O              h: the states; y and the input of the layer above are views of it
+                        T B I                      x, unless it is the h of the layer below
+     with dropout       2 T B I                    above another layer: the mask, and x times the mask
+     with lengths, in   T B I + (T + 1) B O        x and h as the reverse direction sees them
+       two directions
+    for _back           D times                    what the tops of the kernels' files call a tape, but h:
+     LSTM                 T B 4 N block + (T + D) B H    with a projection T B H more
+     GRU                  T B 4 N block                  with the reset gate before T B H more
+     RNN                  0
+    instead of that     D times                    in K segments, of at most S = ceil(T / K) steps:
+     LSTM                 K B H                          the cells that each starts from
+     GRU, RNN             0
+
+With lengths D is 1 wherever it is added to T. In segments, backward needs for one segment of one direction at a time
+what stands under "for _back", with S in the place of T and 1 in that of D. (And for the RNN's dZ S B H, for dh with a
+projection S B O; T B H and T B O without segments.) h is kept whole, as the layer above and the caller have it anyway:
+so the tape of an LSTM shrinks to about a sixth, and no further.
 """
 
 from __future__ import annotations
@@ -14,7 +34,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core import config
 
-from ..checks import check_array, check_dtype, check_indices, check_lengths, check_probability, check_size
+from ..checks import (
+    check_array,
+    check_dtype,
+    check_indices,
+    check_lengths,
+    check_probability,
+    check_segments,
+    check_size,
+)
 from ..kernels.panels import TAPE
 from ..simd.target import ROWS, lanes
 from ..threads import workers_for
@@ -50,6 +78,15 @@ class Masks(NamedTuple):
     drop: np.ndarray | None  # (B, H): h' times it goes into the product with W
     keep: tuple[np.ndarray | None, ...]  # for each state (total, H), the share of the old one kept; in inference (H,)
 
+    @property
+    def each(self) -> bool:
+        """Whether zoneout has a mask for each row."""
+        return any(k is not None and k.ndim > 1 for k in self.keep)
+
+    def of(self, rows: slice) -> Masks:
+        """Those of some rows of x."""
+        return Masks(self.drop, tuple(k[rows] if k is not None and k.ndim > 1 else k for k in self.keep))
+
 
 class Run(NamedTuple):
     """One direction of one layer in one call: what its forward and its backward work on."""
@@ -67,6 +104,7 @@ class Run(NamedTuple):
     words: float | None  # with ids, dropout of the input: U x is multiplied by it, and 0 for id I; None without
     masks: Masks
     dropped: np.ndarray | None  # h times masks.drop, (slots, H)
+    whole: bool = True  # all steps of the call, not a segment of them
 
     @property
     def i_size(self) -> int:
@@ -92,7 +130,20 @@ class Run(NamedTuple):
         start = self.where.start
         self.states[start] = h0
         if self.dropped is not None and self.masks.drop is not None:
-            np.multiply(self.states[start], self.masks.drop, out=self.dropped[start])
+            np.multiply(self.states[start], self.masks.drop[: self.where.batch], out=self.dropped[start])
+
+    def segment(self, first: int, last: int, training: bool) -> tuple[Run, slice]:
+        """Some of the steps as if they were all: views of this; and which rows of x they are."""
+        where, slot, row = self.where.segment(first, last)
+        total = int(where.counts.sum())
+        rows = slice(row, row + total)
+        x, ids = (None, self.ids[rows]) if self.x is None else (self.x[rows], self.ids)
+        one = self._replace(
+            where=where, total=total, x=x, ids=ids, states=self.states[slot:], h=self.h[slot * self.line :],
+            masks=self.masks.of(rows), dropped=None if self.dropped is None else self.dropped[slot:],
+            training=training, whole=False,
+        )  # fmt: skip
+        return one, rows
 
 
 class Kept(NamedTuple):
@@ -100,7 +151,8 @@ class Kept(NamedTuple):
 
     mask: np.ndarray | None  # what x was multiplied by (dropout)
     rows: np.ndarray | None  # (B, I), what each row of it was multiplied by in every step (input_dropout)
-    runs: list[tuple[Run, Any]]  # for each direction, with what the cell's own forward kept
+    runs: list[tuple[Run, Any]]  # for each direction, with what the cell's own forward kept; or, in segments,
+    segments: int | None  # with the states but h at the start of each segment
 
 
 class Recurrent(Layer):
@@ -108,11 +160,13 @@ class Recurrent(Layer):
 
     recurrent = True
     takes_lengths = True
+    takes_segments = True
     takes_indices = True
     gates: int  # rows of weight_ih in units of H
     states: int  # 1: h; 2: (h, c)
     output_letter = "h"  # what y is made of: h, or what the layer's text calls it
     step: Any  # the kernel of one small step
+    recomputes = True  # in segments backward runs forward again: there is more in a tape than h
 
     def __init__(
         self,
@@ -235,22 +289,44 @@ class Recurrent(Layer):
         y, final, _ = self._forward(x, state, lengths, training=False)
         return y, final
 
-    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> tuple[np.ndarray, Any, Tape]:
+    def forward(
+        self, x: Any, state: Any = None, lengths: Any = None, segments: int | str | None = None
+    ) -> tuple[np.ndarray, Any, Tape]:
         """Training: `y, state, tape`; the tape is what `backward` needs. `y` is read-only: the tape refers to it.
 
-        x is referred to as well: leave it as it is until `backward`.
+        x, state, lengths : as in a call; x is referred to as well: leave it as it is until `backward`
+        segments : None keeps every gate of every step. A number K from 1 to T divides the steps into as many segments
+            and keeps h, and what a segment starts from; `backward` runs the forward of one segment after the other
+            again, from the last to the first, each just before its own backward (Chen, Xu, Zhang and Guestrin 2016,
+            "Training deep nets with sublinear memory cost"). "sqrt" takes their ceil(sqrt(T)) segments. The gradients
+            are the same, bit for bit. It costs about one more forward, and more in short segments, whose products
+            have few rows (an RNN has nothing to run again: its F' is known from h). Besides x and h, (T + D) B D H a
+            layer, an LSTM's tape shrinks from 5 T B H numbers a layer and direction, a GRU's from 4 T B H, to K B H
+            and none; during `backward` there are those 5 or 4 for one segment.
 
         What is random comes from the layer's own generator, `rng`, made from `seed`, and depends neither on threads nor
         on lengths. It is drawn in this order: for each layer the mask of its input (B, I), then for each direction that
         of h' (B, H), zoneout of h (T, B, H) and of c (T, B, H); after all these, `dropout` between layers.
+
+        >>> import fastrnn as fr, numpy as np
+        >>> lstm = fr.LSTM(3, 5, seed=0)
+        >>> x = np.ones((100, 2, 3), np.float32)                       # T, B, I
+        >>> y, state, tape = lstm.forward(x, segments="sqrt")          # 10 segments of 10 steps
+        >>> dx, dstate = lstm.backward(tape, y)
+        >>> y, state, tape = lstm.forward(x)
+        >>> np.array_equal(dx, lstm.backward(tape, y)[0])
+        True
         """
-        y, final, tape = self._forward(x, state, lengths, training=True)
+        y, final, tape = self._forward(x, state, lengths, training=True, segments=segments)
         y.flags.writeable = False
         return y, final, tape
 
-    def _forward(self, x: Any, state: Any, lengths: Any, training: bool) -> tuple[np.ndarray, Any, Any]:
+    def _forward(
+        self, x: Any, state: Any, lengths: Any, training: bool, segments: int | str | None = None
+    ) -> tuple[np.ndarray, Any, Any]:
         x, ids, embedding = self._input(x)
         steps, batch = (ids if x is None else x).shape[:2]
+        count = check_segments(segments, steps)
         layout = self._layout(steps, batch, lengths)
         given = self._state("state", state, batch)
         first = None if given is None else tuple(layout.sort(s) for s in given)
@@ -291,14 +367,14 @@ class Recurrent(Layer):
                     name, where, layout.total, xd, idsd, embedding, states, flat, own.shape[1], training, words,
                     masks, dropped,
                 )  # fmt: skip
-                ends, tape = self._run(run, start)
+                ends, tape = self._run(run, start) if count is None else self._run_segments(run, start, count)
                 for s, end in zip(final, ends, strict=True):
                     s[k] = end
                 if where.turned is not None:
                     h[batch:, d * H :] = own[batch:][where.turned]
                 if training:
                     runs.append((run, tape))
-            kept.append(Kept(mask, rows, runs))
+            kept.append(Kept(mask, rows, runs, count))
             x, ids, embedding, words = h[batch : batch + layout.total], NO_IDS, None, None
             if self._beside < D:
                 x = np.add(x[:, :H], x[:, H:], out=buffers.empty((layout.total, H), self.dtype))
@@ -307,6 +383,30 @@ class Recurrent(Layer):
         tape = Tape(self, (steps, batch), (layout, kept)) if training else None
         final = tuple(layout.unsort(s) for s in final)
         return y, final if self.states > 1 else final[0], tape
+
+    def _run_segments(
+        self, run: Run, start: tuple[np.ndarray, ...] | None, count: int
+    ) -> tuple[tuple[np.ndarray, ...], list[tuple[np.ndarray, ...]]]:
+        """`_run` in segments, which keeps the states but h that each of them starts from."""
+        if start is None:
+            ends = tuple(np.zeros((run.where.batch, width), self.dtype) for width in self._widths)
+        else:
+            ends = tuple(s.copy() for s in start)
+        return ends, [self._run_segment(run, first, last, ends) for first, last in run.where.cuts(count)]
+
+    def _run_segment(
+        self, run: Run, first: int, last: int, states: tuple[np.ndarray, ...]
+    ) -> tuple[np.ndarray, ...]:  # fmt: skip
+        """The forward of a segment, of which nothing is kept; takes `states`, (B, H) each, from its start to its end.
+
+        returns : those of its start but h, which `run.states` has
+        """
+        one, _ = run.segment(first, last, training=False)
+        now = tuple(s[: one.where.batch] for s in states)  # rows that have ended keep what they ended with
+        start = tuple(s.copy() for s in now[1:])
+        for s, end in zip(now, self._run(one, now)[0], strict=True):
+            s[:] = end
+        return start
 
     def _layout(self, steps: int, batch: int, lengths: Any) -> Layout:
         if lengths is not None:
@@ -390,13 +490,14 @@ class Recurrent(Layer):
                 for d, (run, own) in enumerate(one.runs):
                     dstate = tuple(s[layer * D + d] for s in d_all)
                     turned = run.where.turned
+                    back = partial(self._back_all, run, own, one.segments)
                     if turned is None:
-                        dx = self._back(run, own, None if dy is None else dy.reshape(-1)[d * H :], D * H, dstate, dx)
+                        dx = back(None if dy is None else dy.reshape(-1)[d * H :], D * H, dstate, dx)
                     else:
                         dyd = None if dy is None else np.ascontiguousarray(dy[:, d * H :][turned]).reshape(-1)
-                        back = self._back(run, own, dyd, H, dstate, None)
-                        if back is not None:
-                            dx += back[turned]
+                        dxd = back(dyd, H, dstate, None)
+                        if dxd is not None:
+                            dx += dxd[turned]
                 if one.rows is not None:
                     dx = layout.times(dx, one.rows, dx)
                 if one.mask is not None:
@@ -407,10 +508,47 @@ class Recurrent(Layer):
         d_all = tuple(layout.unsort(s) for s in d_all)
         return dx, d_all if self.states > 1 else d_all[0]
 
+    def _back_all(
+        self, run: Run, kept: Any, segments: int | None, dy: np.ndarray | None, line: int,
+        dstate: tuple[np.ndarray, ...], dx: np.ndarray | None,
+    ) -> np.ndarray | None:  # fmt: skip
+        """`_back` of all steps, or of one segment after the other, from the last to the first.
+
+        dx : (total, I), to which this direction's part is added; None: it is returned in a new array
+        returns : dx; None for indices
+
+        Not one bit depends on the segments. What goes from step to step is computed step by step anyway; every sum over
+        the steps runs in the order in which backward meets them, and a segment goes on where the one before it stopped.
+        """
+        add, sums = dx is not None, self._sums(run)
+        if run.x is not None and not add:
+            dx = buffers.empty(run.x.shape, self.dtype)
+        if segments is None:
+            self._back(run, kept, dy, line, dstate, dx, add, sums)
+        else:
+            for (first, last), start in zip(reversed(run.where.cuts(segments)), reversed(kept), strict=True):
+                self._back_segment(run, first, last, start, dy, line, dstate, dx, add, sums)
+        self._add_sums(run, sums)
+        return dx
+
+    def _back_segment(
+        self, run: Run, first: int, last: int, start: tuple[np.ndarray, ...], dy: np.ndarray | None, line: int,
+        dstate: tuple[np.ndarray, ...], dx: np.ndarray | None, add: bool, sums: tuple[np.ndarray, ...],
+    ) -> None:  # fmt: skip
+        """The forward of a segment once more, which writes the h that is there already, and its backward. A function of
+        its own, so that what it keeps is gone before the next.
+        """
+        one, rows = run.segment(first, last, training=True)
+        kept = self._run(one, (one.states[one.where.start], *start))[1] if self.recomputes else None
+        dy = None if dy is None else dy[rows.start * line :]
+        dstate = tuple(s[: one.where.batch] for s in dstate)
+        self._back(one, kept, dy, line, dstate, None if dx is None else dx[rows], add, sums)
+
     def intermediates(self, tape: Tape) -> dict[str, np.ndarray]:
         """All gate activations and states of the forward that returned `tape`, named: "f_l0", "c_l1_reverse".
 
-        tape : of this layer, not yet used by `backward`; it is only read, and `backward` can follow
+        tape : of this layer, from a forward without `segments` (which keep none of it), not yet used by `backward`; it
+            is only read, and `backward` can follow
         returns : for every layer and direction, in this order, each (T, B, H), or (B, T, H) with batch_first:
             LSTM i f g o c h, GRU r z n h, RNN h (with preactivation=True a = F(h)); gates after their nonlinearity
 
@@ -430,6 +568,8 @@ class Recurrent(Layer):
         True
         """
         layout, kept = check_tape(tape).look(self)
+        if kept[0].segments is not None:
+            raise ValueError("tape is of a forward in segments, which keeps no gates; run forward without segments")
         named = {}
         for one in kept:
             for run, own in one.runs:
@@ -501,15 +641,25 @@ class Recurrent(Layer):
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
-        dx: np.ndarray | None,
-    ) -> np.ndarray | None:  # fmt: skip
-        """The backward of what `_run` did: adds to the gradients of the parameters.
+        dx: np.ndarray | None, add: bool, sums: tuple[np.ndarray, ...],
+    ) -> None:  # fmt: skip
+        """The backward of what `_run` did: adds to the gradients of the parameters that are products of matrices.
 
         dy : flat from this direction's first number on, `line` from row to row; None for zero
         dstate : (B, H) each, the gradients of the final states, overwritten by those of the initial ones
-        dx : (total, I), to which this direction's part is added; None: it is returned in a new array
-        returns : dx; None for indices
+        dx : (total, I), written, or with `add` added to; None for indices
+        sums : what `_sums` made, added to
+
+        Sums over steps and rows run in the order `run.where.order`, and go on from what is there: see `_back_all`.
         """
+        raise NotImplementedError
+
+    def _sums(self, run: Run) -> tuple[np.ndarray, ...]:
+        """Zeros, for the gradients that are not products of matrices (those of biases, of a table), of all segments."""
+        raise NotImplementedError
+
+    def _add_sums(self, run: Run, sums: tuple[np.ndarray, ...]) -> None:
+        """Adds them to the gradients of the parameters."""
         raise NotImplementedError
 
     def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:
@@ -582,12 +732,20 @@ class Recurrent(Layer):
         held[:] = [(source, table)]
         return table
 
+    def _dtable(self, run: Run) -> np.ndarray:
+        """Zeros (V, G H) for the gradient of the table, or empty if there is none."""
+        if run.x is not None:
+            return self._empty
+        return np.zeros((self._indices(run), self.gates * self.hidden_size), self.dtype)
+
     def _bias(self, name: str) -> np.ndarray:
         """What is added to U x before the product with h'."""
         return self.store.flat(f"bias_ih_{name}") + self.store.flat(f"bias_hh_{name}")
 
     def _table_backward(self, dtable: np.ndarray, run: Run) -> None:
-        """Adds the gradient of the table to those of what it was made from (the bias apart)."""
+        """Adds the gradient of the table, if there is one, to those of what it was made from (the bias apart)."""
+        if run.x is not None:
+            return
         embedding = run.embedding
         du = self.store.grad(f"weight_ih_{run.name}")
         if embedding is None:

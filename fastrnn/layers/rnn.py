@@ -65,6 +65,7 @@ class RNN(Recurrent):
     gates = 1
     states = 1
     step = kernels.rnn_step
+    recomputes = False
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class RNN(Recurrent):
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         version = self.store.version
         packed = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
-        if where.steps == 1 and run.x is not None and not run.training and last is None:
+        if where.steps == 1 and run.whole and run.x is not None and not run.training and last is None:
             self._make_ready(version, packed, self._number)
         phases, work = 1 if last is None else 2, float(run.total) * hidden * (run.i_size + hidden)
         launch(
@@ -121,22 +122,20 @@ class RNN(Recurrent):
             where.steps, run.i_size, hidden, run.line, where.shift, flags, self._number, share.pieces,
             where.at, where.counts, share.bounds,
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed,
-            None if last is None else last.reshape(-1), run.h, *run.flat_masks(), run.training,
+            None if last is None else last.reshape(-1), run.h, *run.flat_masks(), run.masks.each,
         )  # fmt: skip
         return (run.states[where.ends] if last is None else last,), None
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
-        dx: np.ndarray | None,
-    ) -> np.ndarray | None:  # fmt: skip
+        dx: np.ndarray | None, add: bool, sums: tuple[np.ndarray, ...],
+    ) -> None:  # fmt: skip
         where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
         grad = self.store.grad
         share = self._share(run, 0, self._panels)
         flags = (kernels.DY if dy is not None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
-        dtable = empty
-        if run.x is None:
-            flags |= kernels.INDEXED
-            dtable = np.zeros((self._indices(run), hidden), self.dtype)
+        flags |= kernels.INDEXED if run.x is None else 0
+        dbias, dtable = sums
         dz = buffers.empty((total, hidden), self.dtype)
         wt = self.store.made((name, "w"), lambda: pack(hidden, hidden, self.store.flat(f"weight_hh_{name}"), False))
         drop, _, keep = run.flat_masks()
@@ -148,18 +147,24 @@ class RNN(Recurrent):
             dstate[0].reshape(-1), dtable.reshape(-1), drop, keep,
         )  # fmt: skip
         if self.bias:
-            dbias = np.zeros(hidden, self.dtype)
-            add_column_sums(dbias, dz)
-            grad(f"bias_ih_{name}")[:] += dbias
-            grad(f"bias_hh_{name}")[:] += dbias
+            add_column_sums(dbias, dz, where.order)
         x, x_line, index = run.entering()
-        add_gradient(grad(f"weight_hh_{name}"), x, dz, x_line, index)
+        add_gradient(grad(f"weight_hh_{name}"), x, dz, x_line, index, where.order)
         if run.x is None:
-            self._table_backward(dtable, run)
-            return None
-        add_gradient(grad(f"weight_ih_{name}"), run.x, dz)
+            return
+        add_gradient(grad(f"weight_ih_{name}"), run.x, dz, order=where.order)
         ut = self.store.made((name, "u"), lambda: pack(hidden, run.i_size, self.store.flat(f"weight_ih_{name}"), False))
-        return multiply(dz, ut, run.i_size, empty, dx, add=dx is not None)
+        multiply(dz, ut, run.i_size, empty, dx, add)
+
+    def _sums(self, run: Run) -> tuple[np.ndarray, ...]:
+        return np.zeros(self.hidden_size, self.dtype), self._dtable(run)
+
+    def _add_sums(self, run: Run, sums: tuple[np.ndarray, ...]) -> None:
+        dbias, dtable = sums
+        if self.bias:
+            self.store.grad(f"bias_ih_{run.name}")[:] += dbias
+            self.store.grad(f"bias_hh_{run.name}")[:] += dbias
+        self._table_backward(dtable, run)
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty

@@ -47,6 +47,7 @@ class Sequential(Layer):
         self.layers = layers
         self.recurrent = any(layer.recurrent for layer in layers)
         self.takes_lengths = any(layer.takes_lengths for layer in layers)
+        self.takes_segments = any(layer.takes_segments for layer in layers)
         stores: dict[str, Store] = {}
         for k, layer in enumerate(layers):
             stores.update({f"{k}.{prefix}": store for prefix, store in layer._stores.items()})
@@ -64,9 +65,11 @@ class Sequential(Layer):
         y, final, _ = self._run(x, state, lengths, training=False)
         return (y, final) if self.recurrent else y
 
-    def forward(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
-        """`y, state, tape`, or `y, tape` if no layer has a state."""
-        y, final, kept = self._run(x, state, lengths, training=True)
+    def forward(self, x: Any, state: Any = None, lengths: Any = None, segments: int | str | None = None) -> Any:
+        """`y, state, tape`, or `y, tape` if no layer has a state. `segments` goes to every recurrent layer: see
+        `LSTM.forward`.
+        """
+        y, final, kept = self._run(x, state, lengths, training=True, segments=segments)
         tape = Tape(self, np.shape(y), kept)
         return (y, final, tape) if self.recurrent else (y, tape)
 
@@ -94,12 +97,16 @@ class Sequential(Layer):
                 named.update({f"{k}.{name}": a for name, a in layer.intermediates(one).items()})
         return named
 
-    def _run(self, x: Any, state: Any, lengths: Any, training: bool) -> tuple[Any, Any, list[Any]]:
+    def _run(
+        self, x: Any, state: Any, lengths: Any, training: bool, segments: int | str | None = None
+    ) -> tuple[Any, Any, list[Any]]:
         states = self._states("state", state)
         final: list[Any] = []
         kept: list[Any] = []
         if lengths is not None and not self.takes_lengths:
             raise TypeError("lengths was passed, but no layer takes lengths")
+        if segments is not None and not self.takes_segments:
+            raise TypeError("segments was passed, but no layer is recurrent")
         for k, layer in enumerate(self.layers):
             follower = self.layers[k + 1] if k + 1 < len(self.layers) else None
             if isinstance(layer, Embedding) and isinstance(follower, Recurrent):
@@ -111,6 +118,8 @@ class Sequential(Layer):
                     continue
             args = (x, states.pop(0)) if layer.recurrent else (x,)
             more = {"lengths": lengths} if layer.takes_lengths and lengths is not None else {}
+            if layer.takes_segments and segments is not None:
+                more["segments"] = segments
             out = (layer.forward if training else layer)(*args, **more)  # type: ignore[attr-defined, operator]
             if training:
                 *out, tape = out
