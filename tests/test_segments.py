@@ -83,17 +83,25 @@ def test_same_bits_over_many_rows_and_threads(set_num_threads, monkeypatch):
 
 
 @pytest.mark.parametrize("lengths", [None, (7, 0, 3, 5, 7)], ids=["uniform", "lengths"])
-@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU", "preactivation"])
-def test_same_bits_with_masks(kind, lengths):
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("RNN", {"recurrent_dropout": 0.4, "zoneout": 0.3}),
+        ("RNN", {"preactivation": True}),
+        ("LSTM", {"peephole": "diagonal", "zoneout": (0.2, 0.5)}),
+        ("GRU", {"reset": "before", "recurrent_dropout": 0.4, "zoneout": 0.3}),
+    ],
+    ids=["rnn", "preactivation", "lstm", "gru"],
+)
+def test_same_bits_with_masks(kind, more, lengths):
     """A segment that is run again has the masks that it had: one of each row, or of each row and step."""
     T, B, I, H = 7, 5, 3, 19  # noqa: E741 - the glossary's letter
-    more = {"preactivation": True} if kind == "preactivation" else {"recurrent_dropout": 0.4, "zoneout": 0.3}
     rng = np.random.default_rng(0)
-    x, dy = (rng.standard_normal((T, B, n)).astype(DTYPE) for n in (I, 2 * H))
+    x, dy = rng.standard_normal((T, B, I)), rng.standard_normal((T, B, 2 * H))
     results = []
     for segments in (None, 1, 3, T):
-        layer = getattr(fr, "RNN" if kind == "preactivation" else kind)(
-            I, H, 2, bidirectional=True, input_dropout=0.2, dropout=0.1, dtype=DTYPE, seed=5, **more
+        layer = getattr(fr, kind)(
+            I, H, 2, bidirectional=True, input_dropout=0.2, dropout=0.1, dtype="float64", seed=5, **more
         )
         y, state, tape = layer.forward(x, None, lengths, segments)
         dx, dstate = layer.backward(tape, dy)
