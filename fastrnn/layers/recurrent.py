@@ -451,7 +451,10 @@ class Recurrent(Layer):
     def _masks(self, drawn: Masks | None, layout: Layout, where: Direction) -> Masks:
         """Those of one direction with their rows as the layout has them; in inference the expectation of zoneout."""
         if drawn is None:
-            sizes = zip(self._widths, self._zoneouts(), strict=True)
+            shares = self._zoneouts()
+            if not any(shares):
+                return Masks(None, (None,) * self.states)
+            sizes = zip(self._widths, shares, strict=True)
             return Masks(None, tuple(np.full(size, p, self.dtype) if p else None for size, p in sizes))
         drop, packed = drawn.drop, [None if k is None else layout.pack(k) for k in drawn.keep]
         if where.turned is not None:
