@@ -302,7 +302,8 @@ class Recurrent(Layer):
             are the same, bit for bit. It costs about one more forward, and more in short segments, whose products
             have few rows (an RNN has nothing to run again: its F' is known from h). Besides x and h, (T + D) B D H a
             layer, an LSTM's tape shrinks from 5 T B H numbers a layer and direction, a GRU's from 4 T B H, to K B H
-            and none; during `backward` there are those 5 or 4 for one segment.
+            and none; during `backward` there are those 5 or 4 for one segment. (`backward` writes every h, and so y,
+            anew: the same bits.)
 
         What is random comes from the layer's own generator, `rng`, made from `seed`, and depends neither on threads nor
         on lengths. It is drawn in this order: for each layer the mask of its input (B, I), then for each direction that
@@ -394,9 +395,7 @@ class Recurrent(Layer):
             ends = tuple(s.copy() for s in start)
         return ends, [self._run_segment(run, first, last, ends) for first, last in run.where.cuts(count)]
 
-    def _run_segment(
-        self, run: Run, first: int, last: int, states: tuple[np.ndarray, ...]
-    ) -> tuple[np.ndarray, ...]:  # fmt: skip
+    def _run_segment(self, run: Run, first: int, last: int, states: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """The forward of a segment, of which nothing is kept; takes `states`, (B, H) each, from its start to its end.
 
         returns : those of its start but h, which `run.states` has
