@@ -51,7 +51,7 @@ class Masked(Problem):
 
         masks = {}
         for layer in range(self.L):
-            x = drop(options["input_dropout"], self.B, self.D * self.O if layer else self.I)
+            x = drop(options["input_dropout"], self.B, self.width if layer else self.I)
             for end in ("", "_reverse")[: self.D]:
                 m = masks[f"l{layer}{end}"] = {"x": x, "drop": drop(options["recurrent_dropout"], self.B, self.O)}
                 m["keep"] = [
@@ -114,6 +114,14 @@ def test_every_gradient(problem, kind):
     assert_close(gradients, problem.gradients, BACKWARD)
     with pytest.raises(AssertionError):  # other masks, other numbers
         assert_close(outputs, problem.but(seed=1).outputs(problem.inputs), 1e-2)
+
+
+def test_every_gradient_of_summed_directions():
+    """What goes into the second layer is as wide as one direction, and so is the mask of its input."""
+    problem = PROBLEMS["gru before"].but(bidirectional=True, more=(("merge", "sum"),))
+    outputs, gradients = problem.solve()
+    assert_close(outputs, problem.outputs(), FORWARD)
+    assert_close(gradients, problem.gradients, BACKWARD)
 
 
 ZONEOUTS = pytest.mark.parametrize("name", ["rnn", "gru zoneout", "lstm zoneout"])

@@ -433,7 +433,7 @@ class Recurrent(Layer):
             return None
         drawn = []
         for layer in range(self.num_layers):
-            width = self.directions * self._widths[0] if layer else self.input_size
+            width = self._beside * self._widths[0] if layer else self.input_size
             of_x = self.mask((batch, width), p_x) if p_x else None
             each = []
             for _ in range(self.directions):
