@@ -35,6 +35,24 @@ CELLS = {
     "gru": ("GRU", {}),
     "gru_before": ("GRU", {"reset": "before"}),
 }
+# Layer normalisation, whose kernels take twice as long to compile. Where tests of every cell take these, it is in the
+# long form; test_layer_norm.py asks the same of fewer problems.
+NORMED = {
+    "lstm_norm": ("LSTM", {"layer_norm": True}),
+    "lstm_norm_more": (
+        "LSTM",
+        {
+            "layer_norm": True,
+            "layer_norm_eps": 1e-3,
+            "peephole": "diagonal",
+            "coupled": True,
+            "clip": 1.0,
+            "proj_size": 3,
+        },
+    ),
+    "gru_norm": ("GRU", {"layer_norm": True}),
+}
+ALL_CELLS = CELLS | NORMED
 # Those with a kink, over which a difference may step.
 KINKED = ("rnn_relu", "lstm_clip", "lstm_activations")
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -46,7 +64,7 @@ def large(cell):
     """
     if not JIT:
         return {"T": 3, "B": 4, "I": 7, "H": 18}
-    if CELLS[cell][0] != "RNN":
+    if ALL_CELLS[cell][0] != "RNN":
         return {"T": 20, "B": 13, "I": 37, "H": 100}
     return {"T": 20, "B": 13, "I": 67, "H": 190}
 
@@ -89,12 +107,12 @@ class Problem:
 
     @property
     def kind(self):
-        return CELLS[self.cell][0]
+        return ALL_CELLS[self.cell][0]
 
     @property
     def options(self):
         """The keywords that make the cell."""
-        return CELLS[self.cell][1] | dict(self.more)
+        return ALL_CELLS[self.cell][1] | dict(self.more)
 
     @property
     def arguments(self):
@@ -150,6 +168,9 @@ class Problem:
                     one["weight_hr"] = (self.O, self.H)
                 if peephole:
                     one["weight_peep"] = (2 if coupled else 3, self.H) + (self.H,) * (peephole == "full")
+                if self.options.get("layer_norm"):
+                    one |= {"weight_ln_ih": (rows,), "weight_ln_hh": (rows,)}
+                    one |= {"weight_ln_c": (self.H,), "bias_ln_c": (self.H,)} if self.kind == "LSTM" else {}
                 shapes |= {f"{name}_l{layer}{end}": shape for name, shape in one.items()}
         # Pre-activations stay of order 1: the gradients of saturated gates would be made of rounding errors.
         scales = {

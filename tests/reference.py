@@ -99,12 +99,33 @@ def rnn_step(params, x, h, nonlinearity="tanh", seen=None, preactivation=False, 
     return (h,)
 
 
-def gru_step(params, x, h, reset="after", seen=None, drop=1, keep=(0,)):
+def layer_norm(a, gain, epsilon):
+    """Ba, Kiros and Hinton 2016, equation 4, without its bias. a (B, N), gain (N,) -> (B, N)"""
+    a = a - a.mean(axis=-1, keepdims=True)
+    return gain[..., None, :] * a / np.sqrt((a * a).mean(axis=-1, keepdims=True) + epsilon)
+
+
+def both(params, x, h, layer_norm_eps):
+    """U x + b and W h + b, of which the products are normalised first if there are gains. -> twice (B, G H)"""
+    if "weight_ln_ih" not in params:
+        return from_below(params, x), from_before(params, h)
+    sums = []
+    for name, a in (("ih", x), ("hh", h)):
+        product = a @ np.swapaxes(params[f"weight_{name}"], -1, -2)
+        bias = params.get(f"bias_{name}", np.zeros(product.shape[-1]))[..., None, :]
+        sums.append(layer_norm(product, params[f"weight_ln_{name}"], layer_norm_eps) + bias)
+    return sums
+
+
+def gru_step(
+    params, x, h, reset="after", layer_norm=False, layer_norm_eps=1e-5, seen=None, drop=1, keep=(0,)
+):  # fmt: skip
     """Cho et al. 2014, whose reset gate stands before the recurrent product; after it, as cuDNN and PyTorch have
     it: Appleyard, Kocisky and Blunsom 2016. x (B, I), h (B, H) -> h (B, H)
     """
-    u_r, u_z, u_n = np.split(from_below(params, x), 3, axis=-1)
-    w_r, w_z, w_n = np.split(from_before(params, drop * h), 3, axis=-1)
+    from_x, from_h = both(params, x, drop * h, layer_norm_eps)
+    u_r, u_z, u_n = np.split(from_x, 3, axis=-1)
+    w_r, w_z, w_n = np.split(from_h, 3, axis=-1)
     r = sigmoid(u_r + w_r)
     z = sigmoid(u_z + w_z)
     if reset == "after":
@@ -119,17 +140,18 @@ def gru_step(params, x, h, reset="after", seen=None, drop=1, keep=(0,)):
 
 def lstm_step(
     params, x, h, c, peephole=None, coupled=False, clip=None, activations=("sigmoid", "tanh", "tanh"), proj_size=0,
-    seen=None, drop=1, keep=(0, 0),
+    layer_norm=False, layer_norm_eps=1e-5, seen=None, drop=1, keep=(0, 0),
 ):  # fmt: skip
     """x (B, I), h and c (B, H) -> h, c (B, H); with a projection h is (B, P).
 
     Hochreiter and Schmidhuber 1997; the forget gate: Gers, Schmidhuber and Cummins 2000; peepholes: Gers,
-    Schraudolph and Schmidhuber 2002; coupled gates: Greff et al. 2017; projection: Sak, Senior and Beaufays 2014.
-    With zoneout, o and h see the cell before it, as in Krueger et al. 2017.
+    Schraudolph and Schmidhuber 2002; coupled gates: Greff et al. 2017; projection: Sak, Senior and Beaufays 2014;
+    layer normalisation, if there are gains: Ba, Kiros and Hinton 2016, equations 20 to 22. With zoneout, o and h see
+    the cell before it, as in Krueger et al. 2017.
     """
     sigma_g, sigma_c, sigma_h = (NONLINEARITIES[name] for name in activations)
     gates = ("i", "g", "o") if coupled else ("i", "f", "g", "o")
-    a = from_below(params, x) + from_before(params, drop * h)
+    a = sum(both(params, x, drop * h, layer_norm_eps))
     a = dict(zip(gates, np.split(a, len(gates), axis=-1), strict=True))
 
     i = sigma_g(limited(a["i"] + peep(params, "i", c, peephole, coupled), clip))
@@ -137,12 +159,19 @@ def lstm_step(
     g = sigma_c(limited(a["g"], clip))
     new_c = limited(f * c + i * g, clip)
     o = sigma_g(limited(a["o"] + peep(params, "o", new_c, peephole, coupled), clip))
-    new_h = o * sigma_h(new_c)
+    new_h = o * sigma_h(seen_of(params, new_c, layer_norm_eps))
     if proj_size:
         new_h = new_h @ np.swapaxes(params["weight_hr"], -1, -2)
     h, c = zoned(keep[0], h, new_h), zoned(keep[1], c, new_c)
     note(seen, i=i, f=f, g=g, o=o, c=c, h=h)
     return h, c
+
+
+def seen_of(params, c, epsilon):
+    """What h sees of c: with gains c normalised. c (B, H) -> (B, H)"""
+    if "weight_ln_c" not in params:
+        return c
+    return layer_norm(c, params["weight_ln_c"], epsilon) + params["bias_ln_c"][..., None, :]
 
 
 def limited(a, clip):
@@ -241,10 +270,14 @@ def rnn(
     return over_time(step, params, x, start, lengths, masks, merge, output)
 
 
-def gru(params, x, h0=None, reset="after", lengths=None, seen=None, masks=None, merge="concat"):
-    """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H)"""
+def gru(params, x, h0=None, reset="after", lengths=None, seen=None, masks=None, merge="concat", **options):
+    """x (T, B, I), h0 (L D, B, H) -> y (T, B, D H), h (L D, B, H); `options`: others of `gru_step`"""
     start = [zeros(params, x, "weight_hh") if h0 is None else h0]
-    return over_time(lambda p, x, h, **m: gru_step(p, x, h, reset, seen, **m), params, x, start, lengths, masks, merge)
+
+    def step(p, x, h, **m):
+        return gru_step(p, x, h, reset, seen=seen, **options, **m)
+
+    return over_time(step, params, x, start, lengths, masks, merge)
 
 
 def lstm(params, x, h0=None, c0=None, lengths=None, masks=None, merge="concat", **options):

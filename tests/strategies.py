@@ -1,6 +1,6 @@
 """Hypothesis strategies: which sizes and options the laws are tried on."""
 
-from helpers import CELLS, JIT, Problem
+from helpers import ALL_CELLS, JIT, Problem
 from hypothesis import strategies as st
 
 # The complex step evaluates the reference once per parameter, and kernels without JIT are slow: the more
@@ -33,7 +33,7 @@ def problems(draw, cell, dtype="float64", **fixed):
     """Problems for one cell with every option drawn; `fixed` ones are not."""
     L = fixed.pop("L") if "L" in fixed else draw(st.integers(1, 3))
     bidirectional = fixed.pop("bidirectional") if "bidirectional" in fixed else draw(st.booleans())
-    size = draw(sizes(L * (1 + bidirectional), 1 + CELLS[cell][1].get("proj_size", 0)))
+    size = draw(sizes(L * (1 + bidirectional), 1 + ALL_CELLS[cell][1].get("proj_size", 0)))
     has_dy = draw(st.booleans())
     options = {
         "bidirectional": bidirectional,

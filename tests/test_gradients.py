@@ -7,7 +7,7 @@ pairwise different.
 import numpy as np
 import pytest
 import reference
-from helpers import CELLS, KINKED, Problem, assert_close, large, mixed_lengths
+from helpers import CELLS, KINKED, NORMED, Problem, assert_close, large, mixed_lengths
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import problems, seeds, sizes
@@ -18,13 +18,14 @@ FORWARD, BACKWARD = 1e-12, 1e-9  # float64
 FORWARD_32, BACKWARD_32 = 1e-5, 1e-4
 
 cells = pytest.mark.parametrize("cell", CELLS)
+all_cells = pytest.mark.parametrize("cell", [*CELLS, *(pytest.param(cell, marks=pytest.mark.long) for cell in NORMED)])
 factors = st.integers(-300, 300).map(lambda hundredths: hundredths / 100)  # none so small that products lose digits
 
 
 # --- recurrent layers ---------------------------------------------------------------------------------------
 
 
-@cells
+@all_cells
 @given(data=st.data())
 def test_every_gradient(cell, data):
     """Forward and backward of every option, by value."""
@@ -45,7 +46,7 @@ def test_every_gradient_float32(cell, data):
     assert_close(gradients, problem.gradients, BACKWARD_32, share=0.01)
 
 
-@cells
+@all_cells
 @pytest.mark.parametrize("kind", ["float", "indices", "both ways, lengths"])
 def test_every_gradient_large(cell, kind):
     """Sizes that use every core. Each gradient is compared along two random directions."""

@@ -8,7 +8,18 @@ import json
 import numba
 import numpy as np
 import pytest
-from helpers import CELLS, JIT, Problem, assert_close, assert_same_bits, large, mixed_lengths, run_python
+from helpers import (
+    ALL_CELLS,
+    CELLS,
+    JIT,
+    NORMED,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    large,
+    mixed_lengths,
+    run_python,
+)
 from numba.core.codegen import get_host_cpu_features
 
 import fastrnn as fr
@@ -19,7 +30,7 @@ MIDDLE = {"T": 7, "B": 5, "I": 13, "H": 35} if JIT else {"T": 3, "B": 5, "I": 2,
 
 # name -> problem. Those of one direction and one length can also be cut into chunks.
 PROBLEMS, VARIANTS = {}, {}
-for _cell in CELLS:
+for _cell in ALL_CELLS:
     for _dtype in ("float32", "float64"):
         PROBLEMS[f"{_cell}-{_dtype}-tiny"] = Problem(_cell, **TINY, L=2, dtype=_dtype)
         PROBLEMS[f"{_cell}-{_dtype}-middle"] = Problem(_cell, **MIDDLE, L=3, dtype=_dtype, bias=_dtype == "float32")
@@ -34,7 +45,14 @@ for _cell in CELLS:
 
 def every(problems):
     """A test of each of them."""
-    return pytest.mark.parametrize("problem", problems.values(), ids=problems)
+    return pytest.mark.parametrize(
+        "problem", [pytest.param(p, id=name, marks=seldom(p)) for name, p in problems.items()]
+    )
+
+
+def seldom(problem):
+    """The marks of its tests."""
+    return pytest.mark.long if problem.cell in NORMED else ()
 
 
 every_problem = every(PROBLEMS | VARIANTS)
@@ -355,7 +373,10 @@ def test_vector_width(extent, tmp_path):
 
 
 NAN_CASES = [
-    (name, where) for name, problem in PROBLEMS.items() for where in ("x", "h0", "c0") if where in problem.inputs
+    pytest.param(name, where, marks=seldom(problem))
+    for name, problem in PROBLEMS.items()
+    for where in ("x", "h0", "c0")
+    if where in problem.inputs
 ]
 
 

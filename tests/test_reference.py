@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from helpers import CELLS, Problem, assert_close
+from helpers import ALL_CELLS, CELLS, Problem, assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
@@ -21,7 +21,7 @@ def test_imports_numpy_alone():
     assert [ast.unparse(node) for node in imports] == ["import numpy as np"]
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ALL_CELLS)
 @pytest.mark.parametrize("L", [1, 2, 3])
 def test_complex_step_is_central_difference(cell, L):
     """Two ways to the same gradients, of every array that goes in; with two layers in two directions."""

@@ -210,6 +210,9 @@ def for_back(problem, rows, states):
     found = rows * 4 * units(problem)
     if problem.kind == "LSTM":
         found += states * problem.H + (rows * problem.H if problem.options.get("proj_size") else 0)
+    if problem.options.get("layer_norm"):
+        G = {"GRU": 3, "LSTM": 3 if problem.options.get("coupled") else 4}[problem.kind]
+        found += rows * (G * problem.H + 4 * units(problem) + (8 if problem.kind == "LSTM" else 6))
     return found + (rows * problem.H if problem.options.get("reset") == "before" else 0)
 
 

@@ -9,13 +9,21 @@
 A panel is W hidden units with all their gates, W the lanes of a vector. Its pre-activations lie in the order n r z v,
 v = W_n h' + b_hn: the product with x gives the first three and that with h' the last three, three columns each and
 none of them idle. The tape has the same order, so that dU and dx take its first three blocks, dW and dh its last three.
-Before needs every r of a step before any n: a step has two phases, r z and n.
+Before needs every r of a step before any n: a step has two phases, r z and n. So has one with layer normalisation (Ba,
+Kiros and Hinton 2016; see norm.py), W h' and h, where
+
+    LN(U x) and LN(W h')  stand for  U x and W h', normalised before b and b_hn are added
+
+and U x of all rows is normalised before: what comes in is a table of them.
 
     packed weights   P x (4 + 3 I + 3 H) W    a panel after the other: b (4W), U (I x 3W), W (H x 3W)
                                               before: W (H x 2W), and P x H W apart for W_n
     tape             T B 4 N block  n r z v, (T + 1) B H  states (the output is a view of them), before: T B H  r h'
     backward         writes the gradients of n r z v over them;  B H  for what z (and r) carry of dh
     regularisers     recurrent dropout B H  for the mask, (T + 1) B H  for drop h; zoneout T B H  for the mask
+    norm             T B (3 H + 1)  for (U x)^ and its scales, T B 4 N block  for (W h')^, in the last three, 5 T B  for
+                     scales and means; while it runs N B 2  for partials. Backward writes the gradient of U x over n r z
+                     and that of W h' over (W h')^;  B 4 N block  for one step's of W h', N B 4  for partials
 
 What a row's numbers are depends on that row alone: each pre-activation is one chain of multiply-adds from the bias, x
 before h, ascending.
@@ -23,12 +31,13 @@ before h, ascending.
 
 import numpy as np
 
-from .._jit import SMALL, kernel, part
+from .._jit import SMALL, device, kernel, part
 from ..simd.sync import turns
 from ..simd.target import COLS
-from ..simd.vector import block, block_of, fma, lanes, lanes_of, load, pointwise, stack, store
+from ..simd.vector import block, block_of, fma, lanes, lanes_of, load, only, pointwise, read, stack, store
 from .activations import dsigmoid, dtanh, sigmoid, tanh
 from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
+from .norm import OF_H, OF_X, SCALE, STATS, means, moments, store_moments, sum_of, unnormalised
 from .panels import (
     CHUNK,
     TAPE,
@@ -51,6 +60,7 @@ from .panels import (
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
 
 GATES = 3
+NORM_SUMS = 2 * GATES  # vectors of sums with normalisation, besides the biases: the gains for U x, for W h'
 
 # ---------------------------------------------------------------------------------------------------
 # One row of one panel
@@ -130,6 +140,104 @@ def add_sums(acc, a, a_off, wnt):
 
 
 # ---------------------------------------------------------------------------------------------------
+# The same with normalisation
+# ---------------------------------------------------------------------------------------------------
+#
+# Everywhere below
+#     v : a block of W h', at its r z v, a block apart
+#     x : (U x)^ of the row, r z n x_line apart, `count` of each
+#     gain : packed gains, see norm.py: n r z for U x, r z v for W h', a block apart
+#     scales : what is kept of the row, from one of its numbers to the next `apart`
+
+
+@pointwise
+def v_moments(v, v_off, count, inverse, parts, off, apart):
+    """The partials of W h': its sum and squares, written to parts; count units."""
+    n = block(v)
+    store_moments([load(v, v_off + k * n, n=n) for k in range(GATES)], count, inverse, parts, off, apart)
+
+
+@pointwise
+def cell_norm(
+    v, v_off, stats, s_off, x, x_off, x_line, gain, gain_off, b, b_off, h0, h0_off, h, h_off, count, gates, g_off
+):
+    """v : read, overwritten by v^
+
+    stats : mean and, CHUNK further, 1 / sqrt(..) of the row's W h', read
+    b : biases (4W) n r z v, read
+    gates : n r z v written
+    """
+    w, unit = lanes(v), block(v)
+    mean, scale = read(stats, s_off), read(stats, s_off + CHUNK)
+    from_x, from_h = [], []
+    for k in range(GATES):
+        a = (load(v, v_off + k * unit) - mean) * scale
+        bias, x_at = load(b, b_off + k * w), x_off + (k + 2) % GATES * x_line
+        from_x.append(fma(load(gain, gain_off + k * unit), load(x, x_at, count), bias))
+        from_h.append((load(gain, gain_off + (GATES + k) * unit), a))
+        store(v, v_off + k * unit, a)
+    (y_n, x_r, x_z), (v_r, v_z, (gain_v, a)) = from_x, from_h
+    r, z = sigmoid(fma(*v_r, x_r)), sigmoid(fma(*v_z, x_z))
+    u = fma(gain_v, a, load(b, b_off + GATES * w))
+    n = tanh(fma(r, u, y_n))
+    store(h, h_off, fma(z, load(h0, h0_off, count) - n, n), count)
+    for k, gate in enumerate((n, r, z, u)):
+        store(gates, g_off + k * unit, gate)
+
+
+@pointwise
+def a_sums(a, a_off, v, v_off, x, x_off, x_line, gain, gain_off, count, parts, off, apart):
+    """The partials of the gradients of (U x)^ and of (W h')^: of each the sums of d and of d (..)^.
+
+    a : the gradients of n r z v, read; v^, x read
+    """
+    n = block(a)
+    for of_h in (0, 1):
+        sums, products = [], []
+        for k in range(GATES):
+            b = load(v, v_off + k * n, n=n) if of_h else load(x, x_off + (k + 2) % GATES * x_line, count, n)
+            d = load(gain, gain_off + (of_h * GATES + k) * n, n=n) * load(a, a_off + (of_h + k) * n, n=n)
+            sums.append(only(d, count))
+            products.append(only(d * b, count))
+        store(parts, off + 2 * of_h * apart, sum_of(sums), 1)
+        store(parts, off + (2 * of_h + 1) * apart, sum_of(products), 1)
+
+
+@pointwise
+def v_backward(a, a_off, v, v_off, scales, s_off, apart, stats, at, gain, gain_off, count, dv, dv_off):
+    """The gradients of r z v at a, and v^, read; the gradient of W h' written to dv; count units.
+
+    stats : the row's means of d and, CHUNK further, of d v^, read
+    """
+    n = block(a)
+    scale, mean, product = read(scales, s_off + SCALE * apart), read(stats, at), read(stats, at + CHUNK)
+    for k in range(GATES):
+        d = load(gain, gain_off + (GATES + k) * n, n=n) * load(a, a_off + k * n, n=n)
+        store(dv, dv_off + k * n, only(unnormalised(d, load(v, v_off + k * n, n=n), scale, mean, product), count))
+
+
+@pointwise
+def add_norm_sums(
+    acc, a, a_off, v, v_off, x, x_off, x_line, x_scale, x_at, scales, s_off, apart, gain, gain_off, count
+):
+    """acc (6W), accumulated: the gradients of n r z times x, those of r z v times v^. a : the former read, overwritten
+    by the gradient of U x. v : v^, read, overwritten by that of W h'.
+    """
+    w, unit = lanes(acc), block(a)
+    of_x, of_h = [read(x_scale, x_at)], [read(scales, s_off + SCALE * apart)]
+    of_x += [read(scales, s_off + (OF_X + k) * apart) for k in (0, 1)]
+    of_h += [read(scales, s_off + (OF_H + k) * apart) for k in (0, 1)]
+    d = [load(a, a_off + k * unit) for k in range(TAPE)]
+    for k in range(GATES):
+        x_k, v_k = load(x, x_off + (k + 2) % GATES * x_line, count), load(v, v_off + k * unit)
+        d_x, d_h = load(gain, gain_off + k * unit) * d[k], load(gain, gain_off + (GATES + k) * unit) * d[k + 1]
+        store(acc, k * w, fma(d[k], x_k, load(acc, k * w)))
+        store(acc, (GATES + k) * w, fma(d[k + 1], v_k, load(acc, (GATES + k) * w)))
+        store(a, a_off + k * unit, only(unnormalised(d_x, x_k, *of_x), count))
+        store(v, v_off + k * unit, only(unnormalised(d_h, v_k, *of_h), count))
+
+
+# ---------------------------------------------------------------------------------------------------
 # One panel of one step, for some rows: the item that workers take
 # ---------------------------------------------------------------------------------------------------
 
@@ -196,12 +304,12 @@ def candidate_item(row0, row1, panel, before, after, kept, kept_rows, h_size, h_
 
 @part
 def backward_item(
-    row0, row1, q, n, before, ahead, following, total, h_size, h_line, flags, dy, wt, wnt, h, a, dh0,
-    drop, keep, held, dh,
+    row0, row1, q, n, before, ahead, following, total, h_size, h_line, flags, dy, wt, wnt, h, a, next_a, next_rows,
+    dh0, drop, keep, held, dh,
 ):  # fmt: skip
     """Step s with its rows at n and before as in forward_item; before the first step n is -1.
 
-    ahead : n of step s + 1, of whose rows there are `following`
+    ahead : n of step s + 1 in next_a, a tape of next_rows; of its rows there are `following`
     """
     lane = lanes_of(wt)
     panels, blocks = panels_for(wt, h_size), blocks_for(wt, h_size)
@@ -222,7 +330,7 @@ def backward_item(
                 copy_in(dh, r * stride + k * lane, dh0, (r0 + r) * h_size + unit, count)
         left = (ahead + r0) * TAPE * size + size
         tiles(
-            dh, 0, stride, going, cols, a, left, TAPE * size, seg, total * TAPE * size, blocks,
+            dh, 0, stride, going, cols, next_a, left, TAPE * size, seg, next_rows * TAPE * size, blocks,
             wt, first * lane * blocks * seg, stride,
         )  # fmt: skip
         if drop is not None:
@@ -280,6 +388,104 @@ def reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h,
                 cell_open_backward(a, a_at, ds, r * stride + k * lane, h, h_at, dh0, state, h_size - unit)
 
 
+@device
+def gain_at(gain, panel):
+    """Where the gains of a panel begin."""
+    unit, size = panel * lanes_of(gain), block_of(gain)
+    return unit // size * 2 * GATES * size + unit % size
+
+
+@part
+def product_item_norm(
+    row0, row1, first, span, before, kept, kept_rows, batch, h_size, h_line, w, h, v, parts, y
+):  # fmt: skip
+    """With normalisation: W h' of whole blocks, `span` panels from the first on, and its partials."""
+    lane, size = lanes_of(w), block_of(w)
+    line = GATES * lane
+    blocks = blocks_for(w, h_size)
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        for b in range(first * lane // size, (first + span) * lane // size):
+            for panel in range(b * (size // lane), (b + 1) * (size // lane)):
+                for k in range(0, rows * line, lane):
+                    copy_in(y, k, v, 0, 0)
+                w_at = panel * (TAPE + GATES * h_size) * lane + TAPE * lane
+                tiles(y, 0, line, rows, 3, h, (before + r0) * h_line, h_line, h_size, 0, 1, w, w_at, line)
+                for r in range(rows):
+                    v_at = tape_at(w, panel, kept_rows, kept + r0 + r) + size
+                    for g in range(GATES):
+                        copy_out(v, v_at + g * size, y, r * line + g * lane, lane)
+            count = min(size, h_size - b * size)
+            for r in range(rows):
+                v_at, at = (b * kept_rows + kept + r0 + r) * TAPE * size + size, b * batch + r0 + r
+                v_moments(v, v_at, count, 1.0 / (GATES * count), parts, at, blocks * batch)
+
+
+@part
+def cell_item_norm(
+    row0, row1, first, span, n, before, after, total, kept, kept_rows, batch, h_size, h_line, flags,
+    ids, table, w, gain, epsilon, h, gates, v, parts, scales, stats,
+):  # fmt: skip
+    """When all partials of W h' are there: gates and h."""
+    lane, size = lanes_of(w), block_of(w)
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        moments(parts, 0, r0, rows, batch, h_size, GATES, epsilon, stats)
+        if flags & TRAINING and first == 0:
+            for r in range(0, rows, lane):
+                copy_rows(scales, SCALE * total + n + r0 + r, stats, CHUNK + r, rows - r)
+        for panel in range(first, first + span):
+            unit = panel * lane
+            b_at = panel * (TAPE + GATES * h_size) * lane
+            for r in range(rows):
+                g_at = tape_at(w, panel, kept_rows, kept + r0 + r)
+                x_at = ids[n + r0 + r] * GATES * h_size + unit
+                from_at, to_at = (before + r0 + r) * h_line + unit, (after + r0 + r) * h_line + unit
+                cell_norm(
+                    v, g_at + size, stats, r, table, x_at, h_size, gain, gain_at(gain, panel), w, b_at,
+                    h, from_at, h, to_at, h_size - unit, gates, g_at,
+                )  # fmt: skip
+
+
+@part
+def partials_item_norm_backward(row0, row1, q, n, total, batch, h_size, wt, ids, table, a, v, gain, parts):
+    """With normalisation, after backward_item: the partials of what it wrote."""
+    lane, size = lanes_of(wt), block_of(wt)
+    panels, blocks = panels_for(wt, h_size), blocks_for(wt, h_size)
+    first, last = q * COLS, min((q + 1) * COLS, panels)
+    for b in range(first * lane // size, last * lane // size):
+        for r in range(row0, row1):
+            a_at = (b * total + n + r) * TAPE * size
+            a_sums(
+                a, a_at, v, a_at + size, table, ids[n + r] * GATES * h_size + b * size, h_size,
+                gain, b * 2 * GATES * size, min(size, h_size - b * size), parts, b * batch + r, blocks * batch,
+            )  # fmt: skip
+
+
+@part
+def product_item_norm_backward(row0, row1, q, n, total, batch, h_size, wt, a, v, gain, parts, scales, dv, stats):
+    """When these are there: the gradient of W h', and for the sums what is kept of the rows."""
+    lane, size = lanes_of(wt), block_of(wt)
+    panels = panels_for(wt, h_size)
+    first, last = q * COLS, min((q + 1) * COLS, panels)
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        for k in range(2):
+            means(parts, 2 + k, r0, rows, batch, h_size, GATES, stats, k * CHUNK)
+        if q == 0:
+            for k in range(2):
+                means(parts, k, r0, rows, batch, h_size, GATES, scales, (OF_X + k) * total + n + r0)
+                for r in range(0, rows, lane):
+                    copy_rows(scales, (OF_H + k) * total + n + r0 + r, stats, k * CHUNK + r, rows - r)
+        for b in range(first * lane // size, last * lane // size):
+            for r in range(rows):
+                a_at = (b * total + n + r0 + r) * TAPE * size + size
+                v_backward(
+                    a, a_at, v, a_at, scales, n + r0 + r, total, stats, r, gain, b * 2 * GATES * size,
+                    min(size, h_size - b * size), dv, (b * batch + r0 + r) * TAPE * size + size,
+                )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------------
 # Sequences
 # ---------------------------------------------------------------------------------------------------
@@ -289,6 +495,7 @@ def reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h,
 def gru_forward(
     worker, workers, tickets, steps, kept_rows, i_size, h_size, h_line, shift, flags, pieces,
     at, counts, bounds, x, ids, table, w, wn, h, gates, s, drop, dropped, keep, each,
+    gain, epsilon, batch, v, parts, scales,
 ):  # fmt: skip
     """All steps of one direction of one layer. For `at`, `counts`, `bounds`, `shift` and `total` see panels.py.
 
@@ -298,28 +505,46 @@ def gru_forward(
     w : packed weights, read
     wn : packed W_n, read, for the reset gate before the product; or None
     h : rows of h_line numbers, H of them used; those of at[0] read, all others written
-    gates : (N, kept_rows, 4 blocks), with TRAINING kept_rows = total, written: n r z v; or, with wn but without
-        TRAINING, kept_rows = B, overwritten
+    gates : (N, kept_rows, 4 blocks), with TRAINING kept_rows = total, written: n r z v; or, with wn or gain but
+        without TRAINING, kept_rows = B, overwritten
     s : with wn (kept_rows, H), written: r h'
     drop, dropped : (B, H), read, and rows of H, as h, for the mask of recurrent dropout and h times it; or None
     keep : (total, H), read, for zoneout, without `each` one row for all; or None
+    gain : packed gains, read, for normalisation, which has none of the former; or None, and then nobody looks at what
+        follows. With it I is 0, ids and table are always read, the latter being (V, 3H), (U x)^
+    epsilon, batch : what is added to a variance; B
+    v : (N, kept_rows, 4 blocks), written: r z v are (W h')^
+    parts : (2, N, B), overwritten
+    scales : with TRAINING (5, total), written: what backward needs of rows, but for the means
     """
     panels = panels_for(w, h_size)
-    y = stack(w, WORK)
+    y, stats = stack(w, WORK), stack(w, STATS)
     if drop is None:
         hw, hw_line = h, h_line
     else:
         hw, hw_line = dropped, h_size
-    phases = 1 if wn is None else 2
-    length, span = (steps * phases, panels) if flags & BY_ROWS else (1, 1)
+    phases = 1 if wn is None and gain is None else 2
+    alone = 1 if gain is None else block_of(w) // lanes_of(w)  # partials are those of whole blocks
+    length, span = (steps * phases, panels) if flags & BY_ROWS else (1, alone)
     rounds = steps * phases // max(1, length)
     for start, item in turns(tickets, 0, worker, workers, rounds, panels // span * pieces):
-        first, piece = item // pieces, item % pieces
+        first, piece = item // pieces * span, item % pieces
         for k in range(start * length, start * length + length):
             t = k // phases
             row0, row1 = rows_of(piece, pieces, counts[t], bounds, flags & BY_ROWS)
             n = at[t + 1] - shift
             kept = n if flags & TRAINING else 0
+            if gain is not None:
+                if k % phases == 0:
+                    product_item_norm(
+                        row0, row1, first, span, at[t], kept, kept_rows, batch, h_size, h_line, w, h, v, parts, y
+                    )  # fmt: skip
+                else:
+                    cell_item_norm(
+                        row0, row1, first, span, n, at[t], at[t + 1], kept_rows, kept, kept_rows, batch, h_size, h_line,
+                        flags, ids, table, w, gain, epsilon, h, gates, v, parts, scales, stats,
+                    )  # fmt: skip
+                continue
             for panel in range(first, first + span):
                 if k % phases == 0:
                     forward_item(
@@ -343,6 +568,7 @@ def gru_forward(
 def gru_backward(
     worker, workers, tickets, steps, total, h_size, h_line, shift, flags, pieces,
     at, counts, bounds, dy, ids, wt, wnt, h, gates, dh0, dtable, dbias, drop, keep,
+    gain, batch, table, scale, v, parts, scales, dv, dgain,
 ):  # fmt: skip
     """All steps, backwards; then the sums over steps and rows that biases need, in the same order: a sum goes on from
     what is there, so that several calls, the last steps first, make the chain that one call makes.
@@ -358,11 +584,20 @@ def gru_backward(
     dtable : with INDEXED (V, 3H), accumulated
     dbias : (4, H), accumulated: of n r z v; without v if there is wnt
     drop, keep : (B, H), (total, H), as gru_forward, read, or None
+    gain : packed gains, read, for normalisation; or None, and then nobody looks at what follows. With it n r z become
+        the gradient of U x, as dtable's are, and ids are always read
+    batch : B
+    table, scale : (V, 3H), (V,), read: (U x)^ and what it was multiplied by
+    v, scales : as gru_forward left them: (N, total, 4 blocks), r z v overwritten by the gradient of W h'; (5, total),
+        read, and the means written
+    parts, dv : (4, N, B), (N, B, 4 blocks), overwritten
+    dgain : (6, H), accumulated: n r z for U x, r z v for W h'
     """
     panels = panels_for(wt, h_size)
     groups = (panels + COLS - 1) // COLS
     dh, acc, held = stack(wt, WORK), stack(wt, TAPE), stack(wt, 1)
-    phases = 1 if wnt is None else 2
+    stats, acc_norm = stack(wt, STATS), stack(wt, NORM_SUMS)
+    phases = 1 if wnt is None and gain is None else 2
     last = steps * phases + 1
     length, span = (last, groups) if flags & BY_ROWS else (1, 1)
     for start, item in turns(tickets, 0, worker, workers, last // length, groups // span * pieces):
@@ -375,27 +610,53 @@ def gru_backward(
             # After the last step there are no rows, and nothing is read at `ahead`.
             ahead, following = (at[t + 2] - shift, counts[t + 1]) if t < steps - 1 else (0, 0)
             for q in range(first, first + span):
-                if k % phases == 0:
+                if gain is not None:
+                    if k % phases == 0:
+                        backward_item(
+                            row0, row1, q, n, before, 0, following, total, h_size, h_line, flags,
+                            dy, wt, wnt, h, gates, dv, batch, dh0, None, None, held, dh,
+                        )  # fmt: skip
+                        if n >= 0:
+                            partials_item_norm_backward(
+                                row0, row1, q, n, total, batch, h_size, wt, ids, table, gates, v, gain, parts
+                            )  # fmt: skip
+                    else:
+                        product_item_norm_backward(
+                            row0, row1, q, n, total, batch, h_size, wt, gates, v, gain, parts, scales, dv, stats
+                        )  # fmt: skip
+                elif k % phases == 0:
                     backward_item(
                         row0, row1, q, n, before, ahead, following, total, h_size, h_line, flags,
-                        dy, wt, wnt, h, gates, dh0, drop, keep, held, dh,
+                        dy, wt, wnt, h, gates, gates, total, dh0, drop, keep, held, dh,
                     )  # fmt: skip
                 elif wnt is not None:
                     reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h, gates, dh0, drop, dh)
-    if flags & (BIAS | INDEXED):
+    if flags & (BIAS | INDEXED) or gain is not None:
         lane = lanes_of(gates)
         for _, panel in turns(tickets, 1, worker, workers, 1, panels):
             unit = panel * lane
             for k in range(TAPE):
                 copy_in(acc, k * lane, dbias, k * h_size + unit, h_size - unit)
+            if gain is not None:
+                for k in range(NORM_SUMS):
+                    copy_in(acc_norm, k * lane, dgain, k * h_size + unit, h_size - unit)
             for t in range(steps - 1, -1, -1):
                 for n in range(at[t + 1] - shift, at[t + 1] - shift + counts[t]):
                     a_at = tape_at(gates, panel, total, n)
                     add_sums(acc, gates, a_at, wnt)
+                    if gain is not None:
+                        add_norm_sums(
+                            acc_norm, gates, a_at, v, a_at + block_of(gates),
+                            table, ids[n] * GATES * h_size + unit, h_size, scale, ids[n], scales, n, total,
+                            gain, gain_at(gain, panel), h_size - unit,
+                        )  # fmt: skip
                     if flags & INDEXED:
                         for g in range(GATES):  # r z n from n r z
                             to, source = (ids[n] * GATES + g) * h_size + unit, a_at + (g + 1) % GATES * block_of(gates)
                             add_out(dtable, to, gates, source, h_size - unit)
+            if gain is not None:
+                for k in range(NORM_SUMS):
+                    copy_out(dgain, k * h_size + unit, acc_norm, k * lane, h_size - unit)
             if flags & BIAS:
                 for k in range(TAPE):
                     copy_out(dbias, k * h_size + unit, acc, k * lane, h_size - unit)

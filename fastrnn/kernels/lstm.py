@@ -18,6 +18,9 @@ step has two phases, c and h. The options, each of which another text of these k
                 more phase, as h needs every m of it; backward too, as m's gradient needs all of h's.
     zoneout     of c, after it is f c' + i g: o and h of this step see the cell before, i and f of the next that after
                 (Krueger et al. 2017; see masks.py, also for zoneout of h and dropout of h' on its way to W)
+    norm        z = LN(U x) + LN(W h') + b and h = o tanh(LN(c)) (Ba, Kiros and Hinton 2016, equations 20 to 22), see
+                norm.py. U x of all rows is normalised before: what comes in is a table of them. A step has three
+                phases, W h', c and h; backward too.
 
 A panel is W hidden units with all their gates, W the lanes of a vector. One tile gives every gate of a panel for up to
 ROWS rows, and the gate arithmetic follows while they are in L1. A tape keeps gates in blocks of 64 bytes of units, of
@@ -33,6 +36,10 @@ projection.
     backward         writes dZ over the gates;  B H  for dc, with a projection T B O  for dh
     regularisers     recurrent dropout B O  for the mask, (T + 1) B O  for h times it; zoneout of h T B O  for the mask,
                      of c T B H  for the mask, T B H  for the cells before, in backward B H  for what is carried of dc
+    norm             T B (G H + 1)  for (U x)^ and its scales, T B 4 N block  for (W h')^, 7 T B  for scales and means;
+                     while it runs N B 4  for partials. Backward writes the gradient of U x over the gates and that of
+                     W h' over (W h')^;  T B H  for the gradient of LN(c), B 4 N block  for one step's of W h', N B 6
+                     for partials
 
 What a row's numbers are depends on that row alone: each pre-activation is one chain of multiply-adds from the bias, x
 before h, ascending.
@@ -53,13 +60,16 @@ from ..simd.vector import (
     load,
     maximum,
     minimum,
+    only,
     pointwise,
+    read,
     select,
     stack,
     store,
 )
 from .activations import ACTIVATIONS
 from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
+from .norm import MEAN_C, OF_H, OF_X, SCALE, SCALE_C, STATS, means, moments, store_moments, sum_of, unnormalised
 from .panels import (
     CHUNK,
     TAPE,
@@ -84,6 +94,7 @@ INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
 
 GATES = TAPE
 SUMS = GATES + 3  # vectors of sums: the biases, then the peepholes
+NORM_SUMS = 2 * GATES + 2  # with normalisation, besides: the gains for U x, for W h' and for c, the bias of c
 DOUBLE = 2 * WORK  # working memory of backward: dh, and dc with full peepholes
 
 
@@ -272,6 +283,181 @@ def add_sums(acc, dz, dz_off, coupled, p=None, c0=None, c0_off=0, c=None, c_off=
 
 
 # ---------------------------------------------------------------------------------------------------
+# The same with normalisation
+# ---------------------------------------------------------------------------------------------------
+#
+# Everywhere below
+#     v : a block of W h', its gates a block apart
+#     x : (U x)^ of the row, its gates x_line apart, `count` of each
+#     gain : packed gains, see norm.py: from gate to gate a block; after those for U x and W h' c's gain and bias
+#     scales : what is kept of the row, from one of its numbers to the next `apart`
+
+
+@pointwise
+def v_moments(v, v_off, count, inverse, parts, off, apart, coupled):
+    """The partials of W h': its sum and squares, written to parts; count units."""
+    unit = block(v)
+    values = [load(v, v_off + k * unit, n=unit) for k in range(gates_for(coupled))]
+    store_moments(values, count, inverse, parts, off, apart)
+
+
+@pointwise
+def c_moments(c, c_off, count, inverse, parts, off, apart):
+    """The partials of c; count units."""
+    store_moments([load(c, c_off, count, block(c))], count, inverse, parts, off, apart)
+
+
+@pointwise
+def cell_open_norm(
+    v, v_off, stats, s_off, x, x_off, x_line, gain, gain_off, b, b_off, c0, c0_off, c, c_off, count, p, p_off, form,
+    coupled, gates, g_off,
+):  # fmt: skip
+    """`cell` as far as c. v : read, overwritten by v^
+
+    stats : mean and, CHUNK further, 1 / sqrt(..) of the row's W h', read
+    b : biases (4W), read
+    p : peepholes (3W), i f o, read, or None
+    gates : i f g o written, a block apart
+    """
+    w, unit, number = lanes(v), block(v), gates_for(coupled)
+    mean, scale = read(stats, s_off), read(stats, s_off + CHUNK)
+    z = []
+    for k in range(number):
+        a = (load(v, v_off + k * unit) - mean) * scale
+        of_x = fma(load(gain, gain_off + k * unit), load(x, x_off + k * x_line, count), load(b, b_off + k * w))
+        z.append(fma(load(gain, gain_off + (number + k) * unit), a, of_x))
+        store(v, v_off + k * unit, a)
+    cp = load(c0, c0_off, count)
+    z_i, *z_f, z_g, z_o = z
+    if p is not None:
+        p_i, *p_f, p_o = (load(p, p_off + k * w) for k in range(number - 1))
+        z_i, z_f = fma(p_i, cp, z_i), [fma(p_f[0], cp, z_f[0])] if z_f else []
+    i, f, g, cn = opened(z_i, z_f, z_g, cp, form)
+    if p is not None:
+        z_o = fma(p_o, cn, z_o)
+    o = squash(z_o, form)
+    store(c, c_off, cn, count)
+    for k, gate in enumerate((i, f, g, o) if z_f else (i, g, o)):
+        store(gates, g_off + k * unit, gate)
+
+
+@pointwise
+def cell_close_norm(o, o_off, stats, s_off, gain, gain_off, c, c_off, h, h_off, count, form):
+    """The rest: o, c and the mean and 1 / sqrt(..) of the row's c in stats read; h written (count of W)."""
+    a = (load(c, c_off, count) - read(stats, s_off)) * read(stats, s_off + CHUNK)
+    y = fma(load(gain, gain_off), a, load(gain, gain_off + block(gain)))
+    store(h, h_off, load(o, o_off) * function(form, OF_CELL)[0](y), count)
+
+
+@pointwise
+def cell_close_norm_backward(
+    z, z_off, dh, dh_off, c, c_off, scales, s_off, apart, gain, gain_off, dn, dn_off, count, form, coupled
+):
+    """z : o, read, overwritten by dz_o. dh (W), c read; dn, the gradient of LN(c), written (count of W)."""
+    unit, number = block(z), gates_for(coupled)
+    sigma, dsigma = function(form, OF_CELL)
+    o_off, c_gain = z_off + (number - 1) * unit, gain_off + 2 * number * unit
+    a = (load(c, c_off, count) - read(scales, s_off + MEAN_C * apart)) * read(scales, s_off + SCALE_C * apart)
+    o, d = load(z, o_off), load(dh, dh_off)
+    tc = sigma(fma(load(gain, c_gain), a, load(gain, c_gain + unit)))
+    store(z, o_off, d * tc * slope(o, form))
+    store(dn, dn_off, d * o * dsigma(tc), count)
+
+
+@pointwise
+def c_sums(dn, dn_off, c, c_off, scales, s_off, apart, gain, gain_off, count, parts, off, parts_apart, coupled):
+    """The partials of the gradient of c^: sums of d and of d c^; count units of dn and c read."""
+    n = block(c)
+    d = load(gain, gain_off + 2 * gates_for(coupled) * n, n=n) * load(dn, dn_off, count, n)
+    a = (load(c, c_off, count, n) - read(scales, s_off + MEAN_C * apart)) * read(scales, s_off + SCALE_C * apart)
+    store(parts, off, sum_of([d]), 1)
+    store(parts, off + parts_apart, sum_of([d * only(a, count)]), 1)
+
+
+@pointwise
+def cell_open_norm_backward(
+    z, z_off, dn, dn_off, stats, at, c0, c0_off, c, c_off, dc, dc_off, scales, s_off, apart, gain, gain_off, count,
+    p, p_off, form, coupled,
+):  # fmt: skip
+    """z : i f g dz_o, read, overwritten by dZ. dc: that of c read but for what comes through h, that of c' written.
+
+    stats : the row's means of d and, CHUNK further, of d c^, read
+    p : peepholes (3W), i f o, read, or None
+    """
+    w, unit, number = lanes(z), block(z), gates_for(coupled)
+    i, *f, g, dz_o = (load(z, z_off + k * unit) for k in range(number))
+    cp, cn = load(c0, c0_off, count), load(c, c_off, count)
+    scale = read(scales, s_off + SCALE_C * apart)
+    a = (cn - read(scales, s_off + MEAN_C * apart)) * scale
+    d = load(gain, gain_off + 2 * number * unit) * load(dn, dn_off, count)
+    dcn = load(dc, dc_off, count) + unnormalised(d, a, scale, read(stats, at), read(stats, at + CHUNK))
+    if p is not None:
+        p_i, *p_f, p_o = (load(p, p_off + k * w) for k in range(number - 1))
+        dcn = fma(dz_o, p_o, dcn)  # o sees c
+    dcp, dz = opened_backward(unless_clamped(dcn, cn, form), i, f, g, cp, form)
+    if p is not None:
+        if f:
+            dcp = fma(dz[1], p_f[0], dcp)
+        dcp = fma(dz[0], p_i, dcp)  # i and f see c'
+    store(dc, dc_off, dcp, count)
+    for k, d in enumerate(dz):
+        store(z, z_off + k * unit, d)
+
+
+@pointwise
+def z_sums(z, z_off, v, v_off, x, x_off, x_line, gain, gain_off, count, parts, off, apart, coupled):
+    """The partials of the gradients of (U x)^ and of (W h')^: of each the sums of d and of d (..)^; dZ, v^, x read."""
+    n, number = block(z), gates_for(coupled)
+    for of_h in (0, 1):
+        sums, products = [], []
+        for k in range(number):
+            a = load(v, v_off + k * n, n=n) if of_h else load(x, x_off + k * x_line, count, n)
+            d = load(gain, gain_off + (of_h * number + k) * n, n=n) * load(z, z_off + k * n, n=n)
+            sums.append(only(d, count))
+            products.append(only(d * a, count))
+        store(parts, off + 2 * of_h * apart, sum_of(sums), 1)
+        store(parts, off + (2 * of_h + 1) * apart, sum_of(products), 1)
+
+
+@pointwise
+def v_backward(z, z_off, v, v_off, scales, s_off, apart, stats, at, gain, gain_off, count, dv, dv_off, coupled):
+    """dZ and v^ read; the gradient of W h' written to dv; count units.
+
+    stats : the row's means of d and, CHUNK further, of d v^, read
+    """
+    n, number = block(z), gates_for(coupled)
+    scale, mean, product = read(scales, s_off + SCALE * apart), read(stats, at), read(stats, at + CHUNK)
+    for k in range(number):
+        d = load(gain, gain_off + (number + k) * n, n=n) * load(z, z_off + k * n, n=n)
+        store(dv, dv_off + k * n, only(unnormalised(d, load(v, v_off + k * n, n=n), scale, mean, product), count))
+
+
+@pointwise
+def add_norm_sums(
+    acc, z, z_off, v, v_off, x, x_off, x_line, x_scale, x_at, scales, s_off, apart, gain, gain_off,
+    dn, dn_off, c, c_off, count, coupled,
+):  # fmt: skip
+    """acc (10W), accumulated: dZ x, dZ v^, dn c^, dn. z : dZ, read, overwritten by the gradient of U x. v : v^, read,
+    overwritten by that of W h'.
+    """
+    w, unit, number = lanes(acc), block(z), gates_for(coupled)
+    of_x, of_h = [read(x_scale, x_at)], [read(scales, s_off + SCALE * apart)]
+    of_x += [read(scales, s_off + (OF_X + k) * apart) for k in (0, 1)]
+    of_h += [read(scales, s_off + (OF_H + k) * apart) for k in (0, 1)]
+    for k in range(number):
+        dz, b, a = load(z, z_off + k * unit), load(x, x_off + k * x_line, count), load(v, v_off + k * unit)
+        d_x, d_h = (load(gain, gain_off + (m * number + k) * unit) * dz for m in (0, 1))
+        store(acc, k * w, fma(dz, b, load(acc, k * w)))
+        store(acc, (GATES + k) * w, fma(dz, a, load(acc, (GATES + k) * w)))
+        store(z, z_off + k * unit, only(unnormalised(d_x, b, *of_x), count))
+        store(v, v_off + k * unit, only(unnormalised(d_h, a, *of_h), count))
+    a = (load(c, c_off, count) - read(scales, s_off + MEAN_C * apart)) * read(scales, s_off + SCALE_C * apart)
+    d = load(dn, dn_off, count)
+    store(acc, 2 * GATES * w, fma(d, a, load(acc, 2 * GATES * w)))
+    store(acc, (2 * GATES + 1) * w, load(acc, (2 * GATES + 1) * w) + d)
+
+
+# ---------------------------------------------------------------------------------------------------
 # One panel of one step, for some rows: the item that workers take
 # ---------------------------------------------------------------------------------------------------
 
@@ -350,6 +536,108 @@ def output_item(
             g_at = tape_at(z, panel, total, n + r0 + r) + o_at
             c_at, to_at = (c_row + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
             cell_close(z, r * lane, c, c_at, to, to_at, gates, g_at, h_size - unit, form)
+
+
+@device
+def gain_at(gain, panel, number):
+    """Where the gains of a panel begin."""
+    unit, size = panel * lanes_of(gain), block_of(gain)
+    return unit // size * (2 * number + 2) * size + unit % size
+
+
+@part
+def product_item_norm(
+    row0, row1, first, span, before, kept, kept_rows, batch, h_size, o_size, h_line, w, coupled, h0, v, parts, z
+):
+    """With normalisation: W h' of whole blocks, `span` panels from the first on, and its partials."""
+    lane, size = lanes_of(w), block_of(w)
+    number = GATES if coupled is None else GATES - 1
+    line, w_line = GATES * lane, number * lane
+    blocks = blocks_for(w, h_size)
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        h0_at = (before + r0) * h_line
+        for b in range(first * lane // size, (first + span) * lane // size):
+            for panel in range(b * (size // lane), (b + 1) * (size // lane)):
+                for r in range(rows):
+                    for g in range(number):
+                        copy_in(z, r * line + g * lane, v, 0, 0)
+                w_at = (panel * (1 + o_size) + 1) * w_line
+                if coupled is None:
+                    tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line)
+                else:
+                    tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line)
+                for r in range(rows):
+                    v_at = tape_at(w, panel, kept_rows, kept + r0 + r)
+                    for g in range(number):
+                        copy_out(v, v_at + g * size, z, r * line + g * lane, lane)
+            count = min(size, h_size - b * size)
+            for r in range(rows):
+                v_at, at = (b * kept_rows + kept + r0 + r) * TAPE * size, b * batch + r0 + r
+                v_moments(v, v_at, count, 1.0 / (number * count), parts, at, blocks * batch, coupled)
+
+
+@part
+def open_item_norm(
+    row0, row1, first, span, n, before, after, total, kept, kept_rows, batch, h_size, o_size, flags,
+    ids, table, w, peep, form, coupled, gain, epsilon, c, gates, v, parts, scales, stats,
+):  # fmt: skip
+    """When all partials of W h' are there: gates and c, and the partials of c."""
+    lane, size = lanes_of(w), block_of(w)
+    number = GATES if coupled is None else GATES - 1
+    blocks = blocks_for(w, h_size)
+    training = flags & TRAINING
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        moments(parts, 0, r0, rows, batch, h_size, number, epsilon, stats)
+        if training and first == 0:
+            for r in range(0, rows, lane):
+                copy_rows(scales, SCALE * total + n + r0 + r, stats, CHUNK + r, rows - r)
+        for b in range(first * lane // size, (first + span) * lane // size):
+            for panel in range(b * (size // lane), (b + 1) * (size // lane)):
+                unit = panel * lane
+                count = h_size - unit
+                b_at, p_at = panel * (1 + o_size) * number * lane, unit * (number - 1)
+                for r in range(rows):
+                    v_at = tape_at(w, panel, kept_rows, kept + r0 + r)
+                    x_at = ids[n + r0 + r] * number * h_size + unit
+                    c0_at = ((before if training else 0) + r0 + r) * h_size + unit
+                    c_at = ((after if training else 0) + r0 + r) * h_size + unit
+                    cell_open_norm(
+                        v, v_at, stats, r, table, x_at, h_size, gain, gain_at(gain, panel, number), w, b_at,
+                        c, c0_at, c, c_at, count, peep, p_at, form, coupled, gates, v_at,
+                    )  # fmt: skip
+            count = min(size, h_size - b * size)
+            for r in range(rows):
+                c_at = ((after if training else 0) + r0 + r) * h_size + b * size
+                c_moments(c, c_at, count, 1.0 / count, parts, (2 * blocks + b) * batch + r0 + r, blocks * batch)
+
+
+@part
+def close_item_norm(
+    row0, row1, first, span, n, after, total, kept, kept_rows, batch, h_size, flags, form, coupled, gain, epsilon,
+    c, gates, to, to_row, to_line, parts, scales, stats,
+):  # fmt: skip
+    """When all partials of c are there: h, or what is projected to it."""
+    lane = lanes_of(gain)
+    number = GATES if coupled is None else GATES - 1
+    o_at = (number - 1) * block_of(gain)
+    training = flags & TRAINING
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        moments(parts, 2, r0, rows, batch, h_size, 1, epsilon, stats)
+        if training and first == 0:
+            for r in range(0, rows, lane):
+                copy_rows(scales, MEAN_C * total + n + r0 + r, stats, r, rows - r)
+                copy_rows(scales, SCALE_C * total + n + r0 + r, stats, CHUNK + r, rows - r)
+        for panel in range(first, first + span):
+            unit = panel * lane
+            c_gain = gain_at(gain, panel, number) + 2 * number * block_of(gain)
+            for r in range(rows):
+                v_at = tape_at(gain, panel, kept_rows, kept + r0 + r) + o_at
+                c_at = ((after if training else 0) + r0 + r) * h_size + unit
+                to_at = (to_row + r0 + r) * to_line + unit
+                cell_close_norm(gates, v_at, stats, r, gain, c_gain, c, c_at, to, to_at, h_size - unit, form)
 
 
 @part
@@ -543,6 +831,145 @@ def add_product(dc, r0, first, cols, rows, h_size, z, left, seg, total, blocks, 
 
 
 @part
+def close_item_norm_backward(
+    row0, row1, q, n, after, following, total, batch, h_size, o_size, d_line, flags, dy, wt, wrt, form, coupled,
+    c, z, gain, parts, scales, dv, dn, dh0, dhs, dh,
+):  # fmt: skip
+    """With normalisation: dz_o and the gradient of LN(c), and its partials; before the first step n is -1."""
+    lane, size = lanes_of(wt), block_of(wt)
+    number = GATES if coupled is None else GATES - 1
+    panels, blocks = panels_for(wt, h_size), blocks_for(wt, h_size)
+    first = q * COLS
+    cols = min(COLS, panels - first)
+    stride = cols * lane
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        if wrt is None:
+            arriving(
+                r0, rows, q, panels, n, 0, following, batch, h_size, o_size, d_line, flags,
+                dy, wt, coupled, dv, dh0, None, None, dh,
+            )  # fmt: skip
+        elif n >= 0:
+            for k in range(0, rows * stride, lane):
+                copy_in(dh, k, dhs, 0, 0)
+            wrt_at = first * lane * o_size
+            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, stride)
+        for k in range(cols):
+            panel, unit = first + k, (first + k) * lane
+            count = h_size - unit
+            for r in range(rows):
+                d_at = r * stride + k * lane
+                if n < 0:
+                    if wrt is None:
+                        copy_out(dh0, (r0 + r) * h_size + unit, dh, d_at, count)
+                    continue
+                row = n + r0 + r
+                cell_close_norm_backward(
+                    z, tape_at(wt, panel, total, row), dh, d_at, c, (after + r0 + r) * h_size + unit,
+                    scales, row, total, gain, gain_at(gain, panel, number), dn, row * h_size + unit, count, form,
+                    coupled,
+                )  # fmt: skip
+        if n < 0:
+            continue
+        for b in range(first * lane // size, (first + cols) * lane // size):
+            count = min(size, h_size - b * size)
+            for r in range(rows):
+                row = n + r0 + r
+                c_sums(
+                    dn, row * h_size + b * size, c, (after + r0 + r) * h_size + b * size, scales, row, total,
+                    gain, b * (2 * number + 2) * size, count, parts, b * batch + r0 + r, blocks * batch, coupled,
+                )  # fmt: skip
+
+
+@part
+def open_item_norm_backward(
+    row0, row1, q, n, before, after, total, batch, h_size, wt, peep, form, coupled, ids, table, c, z, v, dc,
+    gain, parts, scales, dn, stats,
+):  # fmt: skip
+    """When the partials of c^'s gradient are there: dZ and the partials of it."""
+    lane, size = lanes_of(wt), block_of(wt)
+    number = GATES if coupled is None else GATES - 1
+    panels, blocks = panels_for(wt, h_size), blocks_for(wt, h_size)
+    first = q * COLS
+    cols = min(COLS, panels - first)
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        means(parts, 0, r0, rows, batch, h_size, 1, stats, 0)
+        means(parts, 1, r0, rows, batch, h_size, 1, stats, CHUNK)
+        for panel in range(first, first + cols):
+            unit = panel * lane
+            for r in range(rows):
+                row = n + r0 + r
+                c0_at, c_at = (before + r0 + r) * h_size + unit, (after + r0 + r) * h_size + unit
+                cell_open_norm_backward(
+                    z, tape_at(wt, panel, total, row), dn, row * h_size + unit, stats, r, c, c0_at, c, c_at,
+                    dc, (r0 + r) * h_size + unit, scales, row, total, gain, gain_at(gain, panel, number),
+                    h_size - unit, peep, unit * (number - 1), form, coupled,
+                )  # fmt: skip
+        for b in range(first * lane // size, (first + cols) * lane // size):
+            count = min(size, h_size - b * size)
+            for r in range(rows):
+                row = n + r0 + r
+                z_at = (b * total + row) * TAPE * size
+                z_sums(
+                    z, z_at, v, z_at, table, ids[row] * number * h_size + b * size, h_size,
+                    gain, b * (2 * number + 2) * size, count, parts, (2 * blocks + b) * batch + r0 + r, blocks * batch,
+                    coupled,
+                )  # fmt: skip
+
+
+@part
+def product_item_norm_backward(
+    row0, row1, q, n, total, batch, h_size, wt, coupled, z, v, gain, parts, scales, dv, stats
+):
+    """When the partials of dZ are there: the gradient of W h', and for the sums what is kept of the rows."""
+    lane, size = lanes_of(wt), block_of(wt)
+    number = GATES if coupled is None else GATES - 1
+    panels = panels_for(wt, h_size)
+    first = q * COLS
+    cols = min(COLS, panels - first)
+    for r0 in range(row0, row1, CHUNK):
+        rows = min(CHUNK, row1 - r0)
+        for k in range(2):
+            means(parts, 4 + k, r0, rows, batch, h_size, number, stats, k * CHUNK)
+        if q == 0:
+            for k in range(2):
+                means(parts, 2 + k, r0, rows, batch, h_size, number, scales, (OF_X + k) * total + n + r0)
+                for r in range(0, rows, lane):
+                    copy_rows(scales, (OF_H + k) * total + n + r0 + r, stats, k * CHUNK + r, rows - r)
+        for b in range(first * lane // size, (first + cols) * lane // size):
+            count = min(size, h_size - b * size)
+            for r in range(rows):
+                z_at = (b * total + n + r0 + r) * TAPE * size
+                v_backward(
+                    z, z_at, v, z_at, scales, n + r0 + r, total, stats, r, gain, b * (2 * number + 2) * size, count,
+                    dv, (b * batch + r0 + r) * TAPE * size, coupled,
+                )  # fmt: skip
+
+
+@part
+def sums_item_norm(
+    panel, n, after, rows, total, h_size, flags, ids, table, scale, coupled, z, v, c, gain, scales, dn, acc, dtable
+):
+    """One panel of one step of what normalisation sums over all steps and rows; then z is the gradient of U x and v
+    that of W h'.
+    """
+    number = GATES if coupled is None else GATES - 1
+    unit = panel * lanes_of(z)
+    count = h_size - unit
+    for row in range(n, n + rows):
+        z_at, x_at = tape_at(z, panel, total, row), ids[row] * number * h_size + unit
+        add_norm_sums(
+            acc, z, z_at, v, z_at, table, x_at, h_size, scale, ids[row], scales, row, total,
+            gain, gain_at(gain, panel, number), dn, row * h_size + unit, c, (after + row - n) * h_size + unit, count,
+            coupled,
+        )  # fmt: skip
+        if flags & INDEXED:
+            for k in range(number):
+                add_out(dtable, x_at + k * h_size, z, z_at + k * block_of(z), count)
+
+
+@part
 def sums_item(panel, n, before, c_row, rows, total, h_size, flags, ids, peep, coupled, z, c0, c, acc, dtable):
     """One panel of one step of what is summed over all steps and rows."""
     lane = lanes_of(z)
@@ -568,6 +995,7 @@ def lstm_forward(
     worker, workers, tickets, steps, total, i_size, h_size, o_size, h_line, shift, flags, pieces,
     at, counts, bounds, x, ids, table, w, peep, full, wr, form, coupled, h, c, gates, m,
     drop, dropped, keep, keep_c, each, cells,
+    gain, epsilon, batch, v, parts, scales,
 ):  # fmt: skip
     """All steps of one direction of one layer. For `at`, `counts`, `bounds`, `shift` and `total` see panels.py.
 
@@ -582,23 +1010,31 @@ def lstm_forward(
     coupled : None, or anything else for coupled gates
     h : rows of h_line numbers, O of them used; those of at[0] read, all others written
     c : with TRAINING rows of H, as h; else (B, H), read and overwritten
-    gates : with TRAINING (N, total, 4 blocks), written: i f g o, with coupled gates i g o
+    gates : with TRAINING (N, total, 4 blocks), written: i f g o, with coupled gates i g o; with gain, but without
+        TRAINING (N, B, 4 blocks)
     m : with wr (total, H), without TRAINING (B, H), written
     drop, dropped : (B, O), read, and rows of O, as h, for the mask of recurrent dropout and h times it; or None
     keep, keep_c : (total, O), (total, H), read, for zoneout of h and c, without `each` one row for all; or None
     cells : with keep_c (total, H), without TRAINING (B, H), written: c before zoneout; else None
+    gain : packed gains, read, for normalisation, which has none of the former; or None, and then nobody looks at what
+        follows. With it I is 0, ids and table are always read, the latter being (V, GH), (U x)^
+    epsilon, batch : what is added to a variance; B
+    v : (N, total, 4 blocks), without TRAINING (N, B, 4 blocks), written: (W h')^
+    parts : (4, N, B), overwritten
+    scales : with TRAINING (7, total), written: what backward needs of rows, but for the means
     """
     panels = panels_for(w, h_size)
-    z = stack(w, WORK)
+    z, stats = stack(w, WORK), stack(w, STATS)
     if drop is None:
         h0, h0_line = h, h_line
     else:
         h0, h0_line = dropped, o_size
-    phases = (1 if full is None else 2) + (0 if wr is None else 1)
-    length, span = (steps * phases, panels) if flags & BY_ROWS else (1, 1)
+    phases = (1 if full is None else 2) + (0 if wr is None else 1) + (0 if gain is None else 2)
+    alone = 1 if gain is None else block_of(w) // lanes_of(w)  # partials are those of whole blocks
+    length, span = (steps * phases, panels) if flags & BY_ROWS else (1, alone)
     rounds = steps * phases // max(1, length)
     for start, item in turns(tickets, 0, worker, workers, rounds, panels // span * pieces):
-        first, piece = item // pieces, item % pieces
+        first, piece = item // pieces * span, item % pieces
         for k in range(start * length, start * length + length):
             s, phase = k // phases, k % phases
             row0, row1 = rows_of(piece, pieces, counts[s], bounds, flags & BY_ROWS)
@@ -612,8 +1048,25 @@ def lstm_forward(
                 new, new_row = c, c_row
             else:
                 new, new_row = cells, n if flags & TRAINING else 0
-            for panel in range(first, first + span):
+            if gain is not None:
+                kept, kept_rows = (n, total) if flags & TRAINING else (0, batch)
                 if phase == 0:
+                    product_item_norm(
+                        row0, row1, first, span, at[s], kept, kept_rows, batch, h_size, o_size, h_line,
+                        w, coupled, h, v, parts, z,
+                    )  # fmt: skip
+                elif phase == 1:
+                    open_item_norm(
+                        row0, row1, first, span, n, at[s], at[s + 1], total, kept, kept_rows, batch, h_size, o_size,
+                        flags, ids, table, w, peep, form, coupled, gain, epsilon, c, gates, v, parts, scales, stats,
+                    )  # fmt: skip
+                elif phase == 2:
+                    close_item_norm(
+                        row0, row1, first, span, n, at[s + 1], total, kept, kept_rows, batch, h_size, flags,
+                        form, coupled, gain, epsilon, c, gates, to, to_row, to_line, parts, scales, stats,
+                    )  # fmt: skip
+            for panel in range(first, first + span):
+                if gain is None and phase == 0:
                     forward_item(
                         row0, row1, panel, n, at[s], new_row, total, i_size, h_size, o_size, h0_line, flags,
                         x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c, new, gates, z,
@@ -632,17 +1085,17 @@ def lstm_forward(
                 if wr is not None and phase == phases - 1 and panel * COLS * lanes_of(w) < o_size:
                     projection_item(row0, row1, panel, at[s + 1], h_size, o_size, h_line, wr, m, to_row, h, z)
                 if wr is None:
-                    v, cols = panel, 1
+                    vector, cols = panel, 1
                 else:
-                    v = panel * COLS
-                    cols = max(0, min(COLS, (o_size + lanes_of(w) - 1) // lanes_of(w) - v))
+                    vector = panel * COLS
+                    cols = max(0, min(COLS, (o_size + lanes_of(w) - 1) // lanes_of(w) - vector))
                 if keep is not None and phase == phases - 1:
                     zone_out(
-                        row0, row1, v, cols, o_size, h, at[s + 1], h_line, h, at[s], at[s + 1], h_line,
+                        row0, row1, vector, cols, o_size, h, at[s + 1], h_line, h, at[s], at[s + 1], h_line,
                         keep, n if each else -1,
                     )  # fmt: skip
                 if drop is not None and phase == phases - 1:
-                    drop_out(row0, row1, v, cols, o_size, h, at[s + 1], h_line, drop, dropped)
+                    drop_out(row0, row1, vector, cols, o_size, h, at[s + 1], h_line, drop, dropped)
 
 
 @kernel
@@ -650,6 +1103,7 @@ def lstm_backward(
     worker, workers, tickets, steps, total, h_size, o_size, d_line, shift, flags, pieces,
     at, counts, bounds, dy, ids, wt, peep, full, wrt, form, coupled, c, gates, dc, dh0, dhs, dtable, dbias, dpeep,
     drop, keep, keep_c, cells, carried,
+    gain, batch, table, scale, v, parts, scales, dv, dn, dgain,
 ):  # fmt: skip
     """All steps, backwards; then the sums over steps and rows that biases and peepholes need, in the same order: a sum
     goes on from what is there, so that several calls, the last steps first, make the chain that one call makes.
@@ -672,12 +1126,21 @@ def lstm_backward(
     dpeep : (G - 1, H), accumulated, or None as peep is
     drop, keep, keep_c, cells : as lstm_forward, read, or None
     carried : with keep_c (B, H), overwritten; else None
+    gain : packed gains, read, for normalisation; or None, and then nobody looks at what follows. With it gates becomes
+        the gradient of U x, as dtable's are, and ids are always read
+    batch : B
+    table, scale : (V, GH), (V,), read: (U x)^ and what it was multiplied by
+    v, scales : as lstm_forward left them: (N, total, 4 blocks), overwritten by the gradient of W h'; (7, total),
+        read, and the means written
+    parts, dv, dn : (6, N, B), (N, B, 4 blocks), (total, H), overwritten
+    dgain : (2G + 2, H), accumulated: for U x, for W h', the gain and the bias for c
     """
     panels = panels_for(wt, h_size)
     groups = (panels + COLS - 1) // COLS
     dh, acc = stack(wt, DOUBLE), stack(wt, SUMS)
+    stats, acc_norm = stack(wt, STATS), stack(wt, NORM_SUMS)
     through = 0 if wrt is None else 1  # the phase in which dh goes through the cell
-    phases = (1 if full is None else 2) + through
+    phases = (1 if full is None else 2) + through + (0 if gain is None else 2)
     last = steps * phases + 1  # before the first step there is dh0, and with full peepholes its dc
     if full is not None:
         last += through
@@ -698,11 +1161,33 @@ def lstm_backward(
                 new, new_row = cells, n
             for q in range(first, first + span):
                 if wrt is not None and phase == 0 and q * COLS * lanes_of(wt) < o_size:
-                    projection_item_backward(
-                        row0, row1, q, n, ahead, following, total, h_size, o_size, d_line, flags,
-                        dy, wt, coupled, gates, dh0, dhs, drop, keep, dh,
-                    )  # fmt: skip
-                if phase == through:
+                    if gain is None:
+                        projection_item_backward(
+                            row0, row1, q, n, ahead, following, total, h_size, o_size, d_line, flags,
+                            dy, wt, coupled, gates, dh0, dhs, drop, keep, dh,
+                        )  # fmt: skip
+                    else:  # the gradient of W h' of the step after
+                        projection_item_backward(
+                            row0, row1, q, n, 0, following, batch, h_size, o_size, d_line, flags,
+                            dy, wt, coupled, dv, dh0, dhs, None, None, dh,
+                        )  # fmt: skip
+                if gain is not None:
+                    if phase == through:
+                        close_item_norm_backward(
+                            row0, row1, q, n, at[s + 1], following, total, batch, h_size, o_size, d_line, flags,
+                            dy, wt, wrt, form, coupled, c, gates, gain, parts, scales, dv, dn, dh0, dhs, dh,
+                        )  # fmt: skip
+                    elif phase == through + 1:
+                        open_item_norm_backward(
+                            row0, row1, q, n, before, at[s + 1], total, batch, h_size, wt, peep, form, coupled,
+                            ids, table, c, gates, v, dc, gain, parts, scales, dn, stats,
+                        )  # fmt: skip
+                    elif phase == through + 2:
+                        product_item_norm_backward(
+                            row0, row1, q, n, total, batch, h_size, wt, coupled, gates, v, gain, parts, scales, dv,
+                            stats,
+                        )  # fmt: skip
+                if gain is None and phase == through:
                     backward_item(
                         row0, row1, q, n, before, new_row, ahead, following, total, h_size, o_size, d_line, flags,
                         dy, wt, peep, full, wrt, form, coupled, c, new, gates, dc,
@@ -713,13 +1198,20 @@ def lstm_backward(
                         row0, row1, q, n, before, new_row, total, h_size, full, form, coupled, c, new, gates, dc,
                         keep_c, carried, dh,
                     )  # fmt: skip
-    if flags & (BIAS | INDEXED) or peep is not None:
+    if flags & (BIAS | INDEXED) or peep is not None or gain is not None:
         lane = lanes_of(gates)
         number = GATES if coupled is None else GATES - 1
+        of_z = flags if gain is None else flags & ~INDEXED
         for _, panel in turns(tickets, 1, worker, workers, 1, panels):
+            unit = panel * lane
             for k in range(SUMS * lane):
                 acc[k] = 0
-            unit = panel * lane
+            if gain is not None:
+                for k in range(number):
+                    copy_in(acc_norm, k * lane, dgain, k * h_size + unit, h_size - unit)
+                    copy_in(acc_norm, (GATES + k) * lane, dgain, (number + k) * h_size + unit, h_size - unit)
+                for k in range(2):
+                    copy_in(acc_norm, (2 * GATES + k) * lane, dgain, (2 * number + k) * h_size + unit, h_size - unit)
             if flags & BIAS:
                 for k in range(number):
                     copy_in(acc, k * lane, dbias, k * h_size + unit, h_size - unit)
@@ -733,9 +1225,20 @@ def lstm_backward(
                 else:
                     new, new_row = cells, n
                 sums_item(
-                    panel, n, at[s], new_row, counts[s], total, h_size, flags, ids, peep, coupled,
+                    panel, n, at[s], new_row, counts[s], total, h_size, of_z, ids, peep, coupled,
                     gates, c, new, acc, dtable,
                 )  # fmt: skip
+                if gain is not None:
+                    sums_item_norm(
+                        panel, n, at[s + 1], counts[s], total, h_size, flags, ids, table, scale, coupled,
+                        gates, v, c, gain, scales, dn, acc_norm, dtable,
+                    )  # fmt: skip
+            if gain is not None:
+                for k in range(number):
+                    copy_out(dgain, k * h_size + unit, acc_norm, k * lane, h_size - unit)
+                    copy_out(dgain, (number + k) * h_size + unit, acc_norm, (GATES + k) * lane, h_size - unit)
+                for k in range(2):
+                    copy_out(dgain, (2 * number + k) * h_size + unit, acc_norm, (2 * GATES + k) * lane, h_size - unit)
             if flags & BIAS:
                 for k in range(number):
                     copy_out(dbias, k * h_size + unit, acc, k * lane, h_size - unit)

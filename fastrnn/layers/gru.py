@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_dtype, check_size
 from ..kernels import gru as kernels
 from ..kernels.panels import TAPE
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
 from . import buffers
+from .norm import EPSILON, check_epsilon
 from .products import Taped, add_gradient, multiply, pack_tape
 from .recurrent import Recurrent, Run
 
@@ -36,6 +38,14 @@ class GRU(Recurrent):
         probability; inference takes the expectation, h = p h' + (1 - p) ((1 - z) n + z h')
     merge : what becomes of two directions' outputs: "concat", side by side, (T, B, 2H), or "sum", (T, B, H): then
         `weight_ih` of the next layer is (3H, H). States are side by side in both. "sum" of one direction is an error
+    layer_norm : layer normalisation (Ba, Kiros and Hinton 2016): LN(U x; gain_ih) and LN(W h'; gain_hh) in the places
+        of U x and W h', each over the 3H numbers of all gates, before the biases are added;
+
+            LN(a; gain) = gain (a - mean of a) / sqrt(variance of a + layer_norm_eps)    of the numbers of one row
+
+        with `weight_ln_ih_l0`, `weight_ln_hh_l0` (3H,), the gains, which start at 1. Only with reset="after": with
+        "before" there is no W h' of all gates. Not with recurrent_dropout or zoneout
+    layer_norm_eps : > 0
 
     >>> import fastrnn as fr, numpy as np
     >>> gru = fr.GRU(3, 5, bidirectional=True, seed=0)
@@ -73,12 +83,19 @@ class GRU(Recurrent):
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
         merge: str = "concat",
+        layer_norm: bool = False,
+        layer_norm_eps: float = EPSILON,
     ) -> None:
         if reset not in RESETS:
             raise ValueError(f"reset is {reset!r}, expected 'after' or 'before'")
+        if layer_norm and reset == "before":
+            raise ValueError("layer_norm is True with reset='before', expected reset='after'")
         self.reset = reset
+        self.layer_norm, self.layer_norm_eps = bool(layer_norm), check_epsilon(layer_norm_eps, check_dtype(dtype))
+        h = check_size("hidden_size", hidden_size)
+        extra = [(f"weight_ln_{of}", (3 * h,)) for of in ("ih", "hh")] if layer_norm else []
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed,
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra,
             input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout, merge=merge,
         )  # fmt: skip
 
@@ -89,34 +106,41 @@ class GRU(Recurrent):
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         flags |= kernels.TRAINING if run.training else 0
         version = self.store.version
-        packed, wn = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
-        if where.steps == 1 and run.whole and run.x is not None and not run.training and wn is None:
+        norm = self._normalised(run)
+        if norm is None:
+            x, i_size, ids, table = run.x, run.i_size, run.ids.reshape(-1), self._table(run)
+        else:  # U x is in the table
+            x, i_size, ids, table = None, 0, norm.ids, norm.table
+        packed, wn = self.store.made((run.name, i_size), lambda: self._pack(run.name, i_size))
+        if where.steps == 1 and run.whole and x is not None and not run.training and wn is None:
             self._make_ready(version, packed)
         kept_rows = run.total if run.training else where.batch
         gates = s = empty
-        if run.training or wn is not None:
+        if run.training or wn is not None or norm is not None:
             gates = self._tape(kept_rows)
         if wn is not None:
             s = buffers.empty((kept_rows, hidden), self.dtype)
         launch(
             kernels.gru_forward, share.workers, 1, 3.0 * run.total * hidden * (run.i_size + hidden),
-            where.steps, kept_rows, run.i_size, hidden, run.line, where.shift, flags, share.pieces,
+            where.steps, kept_rows, i_size, hidden, run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
-            empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, wn,
+            empty if x is None else x.reshape(-1), ids, table, packed, wn,
             run.h, gates, s.reshape(-1), *run.flat_masks(), run.masks.each,
+            *self._norm_forward(norm, run),
         )  # fmt: skip
-        return (run.states[where.ends],), (gates, s) if run.training else None
+        return (run.states[where.ends],), (gates, s, norm) if run.training else None
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
         dx: np.ndarray | None, add: bool, sums: tuple[np.ndarray, ...],
     ) -> None:  # fmt: skip
-        gates, s = kept
+        gates, s, norm = kept
         where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
         grad = self.store.grad
         flags = (kernels.BIAS if self.bias else 0) | (kernels.DY if dy is not None else 0)
         flags |= kernels.INDEXED if run.x is None else 0
-        dbias, dtable = sums
+        dbias, dgain, dtable = sums
+        ids = run.ids.reshape(-1) if norm is None else norm.ids
         share = self._share(run, 0, -(-self._panels // COLS))
         flags |= kernels.BY_ROWS if share.by_rows else 0
         # The gradients of n r z v: of x's products the first three, of h's the last three or, with r before, r z.
@@ -132,9 +156,12 @@ class GRU(Recurrent):
         launch(
             kernels.gru_backward, share.workers, 2, 3.0 * total * hidden * hidden,
             where.steps, total, hidden, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
-            empty if dy is None else dy, run.ids.reshape(-1), wt, wnt, run.h, gates,
+            empty if dy is None else dy, ids, wt, wnt, run.h, gates,
             dstate[0].reshape(-1), dtable.reshape(-1), dbias.reshape(-1), drop, keep,
+            *self._norm_backward(norm, run), dgain.reshape(-1),
         )  # fmt: skip
+        if norm is not None:
+            of_h = of_h._replace(a=norm.v)
         dw = grad(f"weight_hh_{name}")
         x, x_line, index = run.entering()
         add_gradient(dw, x, of_h, x_line, index, where.order)
@@ -147,18 +174,27 @@ class GRU(Recurrent):
         multiply(of_x, ut, run.i_size, empty, dx, add)
 
     def _sums(self, run: Run) -> tuple[np.ndarray, ...]:
-        return np.zeros((TAPE, self.hidden_size), self.dtype), self._dtable(run)
+        dgain = np.zeros((6 if self.layer_norm else 0, self.hidden_size), self.dtype)
+        return np.zeros((TAPE, self.hidden_size), self.dtype), dgain, self._dtable(run)
 
     def _add_sums(self, run: Run, sums: tuple[np.ndarray, ...]) -> None:
-        (n, r, z, v), dtable = sums
+        (n, r, z, v), dgain, dtable = sums
         if self.bias:
             self.store.grad(f"bias_ih_{run.name}")[:] += np.concatenate([r, z, n])
             self.store.grad(f"bias_hh_{run.name}")[:] += np.concatenate([r, z, v if self.reset == "after" else n])
+        if self.layer_norm:
+            n, r, z, *of_v = dgain
+            self.store.grad(f"weight_ln_ih_{run.name}")[:] += np.concatenate([r, z, n])
+            self.store.grad(f"weight_ln_hh_{run.name}")[:] += np.concatenate(of_v)
         self._table_backward(dtable, run)
 
     def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:
         gates = self._gates(kept[0], run, "nrz")  # and v, the product with h' alone
         return {letter: gates[letter] for letter in "rzn"}
+
+    def _gains(self, name: str) -> list[np.ndarray]:
+        of_x, of_h = (self.store.flat(f"weight_ln_{of}_{name}").reshape(3, -1) for of in ("ih", "hh"))
+        return [*np.roll(of_x, 1, axis=0), *of_h]  # n r z, r z v
 
     def _bias(self, name: str) -> np.ndarray:
         bias = super()._bias(name)

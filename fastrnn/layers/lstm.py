@@ -12,11 +12,13 @@ from ..kernels import lstm as kernels
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
 from . import buffers
+from .norm import EPSILON, check_epsilon
 from .products import Taped, add_gradient, multiply, pack, pack_tape
 from .recurrent import Recurrent, Run
 
 PEEPHOLES = (None, "diagonal", "full")
 ACTIVATIONS = tuple(kernels.ACTIVATIONS)
+GAINS = ("weight_ln_ih", "weight_ln_hh", "weight_ln_c", "bias_ln_c")  # in the order of the kernels
 
 
 class LSTM(Recurrent):
@@ -50,6 +52,18 @@ class LSTM(Recurrent):
         and p c' + (1 - p) c. As in the paper, o tanh(c), and what o sees through a peephole, is c before its zoneout
     merge : what becomes of two directions' outputs: "concat", side by side, (T, B, 2H), or "sum", (T, B, H): then
         `weight_ih` of the next layer is (4H, H). States are side by side in both. "sum" of one direction is an error
+    layer_norm : layer normalisation (Ba, Kiros and Hinton 2016, equations 20 to 22),
+
+            LN(a; gain) = gain (a - mean of a) / sqrt(variance of a + layer_norm_eps)    of the numbers of one row
+            z = LN(U x; gain_ih) + LN(W h'; gain_hh) + b       over the 4H numbers of all gates, in the place of
+                                                               U x + W h' + b
+            h = o tanh(LN(c; gain_c) + bias_c)                 over the H numbers of c
+
+        with `weight_ln_ih_l0`, `weight_ln_hh_l0` (4H,), `weight_ln_c_l0` (H,), the gains, which start at 1, and
+        `bias_ln_c_l0` (H,), which starts at 0. What (h, c) holds is c before its normalisation, as in the paper: c adds
+        up undisturbed from step to step, and only what h sees of it is normalised. (TensorFlow Addons' cell carries the
+        normalised c: another function.) Not with peephole="full", recurrent_dropout or zoneout
+    layer_norm_eps : > 0
 
     Each choice is compiled once, when first used. Those that are off cost nothing.
 
@@ -94,6 +108,8 @@ class LSTM(Recurrent):
         recurrent_dropout: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         merge: str = "concat",
+        layer_norm: bool = False,
+        layer_norm_eps: float = EPSILON,
     ) -> None:
         if peephole not in PEEPHOLES:
             raise ValueError(f"peephole is {peephole!r}, expected None, 'diagonal' or 'full'")
@@ -104,10 +120,16 @@ class LSTM(Recurrent):
         if o >= h:
             raise ValueError(f"proj_size is {o}, expected less than hidden_size={h}, or 0 for no projection")
         self.clip = _check_clip(clip, check_dtype(dtype))
+        self.layer_norm, self.layer_norm_eps = bool(layer_norm), check_epsilon(layer_norm_eps, check_dtype(dtype))
+        if layer_norm and peephole == "full":
+            raise ValueError("layer_norm is True with peephole='full', expected peephole=None or 'diagonal'")
         self.gates = 3 if coupled else 4
         see = self.gates - 1
         extra: list[tuple[str, tuple[int, ...]]] = [("weight_hr", (o, h))] if o else []
         extra += [("weight_peep", (see, h) if peephole == "diagonal" else (see, h, h))] if peephole else []
+        if layer_norm:
+            extra += [(f"weight_ln_{of}", (self.gates * h,)) for of in ("ih", "hh")]
+            extra += [("weight_ln_c", (h,)), ("bias_ln_c", (h,))]
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, seed, extra, o,
             input_dropout=input_dropout, recurrent_dropout=recurrent_dropout, zoneout=zoneout, merge=merge,
@@ -124,7 +146,7 @@ class LSTM(Recurrent):
         h = self.hidden_size
         rows, value = (slice(0, h), -value) if self.coupled else (slice(h, 2 * h), value)
         for name in self.params:
-            if name.startswith("bias"):
+            if name.startswith(("bias_ih", "bias_hh")):
                 new = self.params[name].copy()
                 new[rows] = value if name.startswith("bias_ih") else 0.0
                 self.params[name] = new
@@ -137,39 +159,47 @@ class LSTM(Recurrent):
         c = buffers.empty((where.slots if training else where.batch, hidden), self.dtype)
         c[where.start if training else slice(None)] = c0
         flags = (kernels.INDEXED if run.x is None else 0) | (kernels.TRAINING if training else 0)
-        gates = self._tape(run.total) if training else empty
         rows = run.total if training else where.batch
+        gates = self._tape(rows) if training or self.layer_norm else empty
         m = buffers.empty((rows, hidden), self.dtype) if self.proj_size else empty
         cells = None if run.masks.keep[1] is None else buffers.empty((rows, hidden), self.dtype)
         share = self._share(run, run.i_size, self._panels)
         flags |= kernels.BY_ROWS if share.by_rows else 0
         version = self.store.version
-        packed = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
+        norm = self._normalised(run)
+        if norm is None:
+            x, i_size, ids, table = run.x, run.i_size, run.ids.reshape(-1), self._table(run)
+        else:  # U x is in the table
+            x, i_size, ids, table = None, 0, norm.ids, norm.table
+        packed = self.store.made((run.name, i_size), lambda: self._pack(run.name, i_size))
         peep, full = self._peepholes(run.name)
         wr = self._projection(run.name)
-        if where.steps == 1 and run.whole and run.x is not None and not training and wr is None:
+        if where.steps == 1 and run.whole and x is not None and not training and wr is None:
             self._make_ready(version, packed, peep, self._form, self._coupled)
         launch(
             kernels.lstm_forward, share.workers, 1, 4.0 * run.total * hidden * (run.i_size + hidden),
-            where.steps, run.total, run.i_size, hidden, self._widths[0], run.line, where.shift, flags, share.pieces,
+            where.steps, run.total, i_size, hidden, self._widths[0], run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
-            empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed, peep, full,
+            empty if x is None else x.reshape(-1), ids, table, packed, peep, full,
             wr, self._form, self._coupled, run.h, c.reshape(-1), gates, m.reshape(-1),
             *run.flat_masks(), run.masks.each, None if cells is None else cells.reshape(-1),
+            *self._norm_forward(norm, run),
         )  # fmt: skip
-        kept = (c, c[where.shift :] if cells is None else cells, gates, m) if run.training else None
+        kept = (c, c[where.shift :] if cells is None else cells, gates, m, norm) if run.training else None
         return (run.states[where.ends], c[where.ends] if training else c), kept
 
     def _back(
         self, run: Run, kept: Any, dy: np.ndarray | None, line: int, dstate: tuple[np.ndarray, ...],
         dx: np.ndarray | None, add: bool, sums: tuple[np.ndarray, ...],
     ) -> None:  # fmt: skip
-        c, cells, gates, m = kept
+        c, cells, gates, m, norm = kept
         where, total, hidden, empty, name = run.where, run.total, self.hidden_size, self._empty, run.name
         grad = self.store.grad
         flags = (kernels.BIAS if self.bias else 0) | (kernels.DY if dy is not None else 0)
         flags |= kernels.INDEXED if run.x is None else 0
-        dbias, dpeep, dtable = sums
+        dbias, dpeep, dgain, dtable = sums
+        ids = run.ids.reshape(-1) if norm is None else norm.ids
+        dn = empty if norm is None else buffers.empty(total * hidden, self.dtype)
         share = self._share(run, 0, -(-self._panels // COLS))
         flags |= kernels.BY_ROWS if share.by_rows else 0
         dh, dc = dstate
@@ -185,12 +215,14 @@ class LSTM(Recurrent):
         launch(
             kernels.lstm_backward, share.workers, 2, 4.0 * total * hidden * hidden,
             where.steps, total, hidden, o, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
-            empty if dy is None else dy, run.ids.reshape(-1), wt, peep, full, self._projection(name, backward=True),
+            empty if dy is None else dy, ids, wt, peep, full, self._projection(name, backward=True),
             self._form, self._coupled, c.reshape(-1), gates, dc.reshape(-1), dh.reshape(-1), dhs.reshape(-1),
             dtable.reshape(-1), dbias, None if peep is None else dpeep, *masked,
+            *self._norm_backward(norm, run), dn, dgain,
         )  # fmt: skip
+        of_h = tape if norm is None else tape._replace(a=norm.v)
         x, x_line, index = run.entering()
-        add_gradient(grad(f"weight_hh_{name}"), x, tape, x_line, index, where.order)
+        add_gradient(grad(f"weight_hh_{name}"), x, of_h, x_line, index, where.order)
         if projected:
             add_gradient(grad(f"weight_hr_{name}"), m, dhs, order=where.order)
         if full is not None:
@@ -209,25 +241,33 @@ class LSTM(Recurrent):
     def _sums(self, run: Run) -> tuple[np.ndarray, ...]:
         dbias = np.zeros(self.gates * self.hidden_size, self.dtype) if self.bias else self._empty
         diagonal = (self.gates - 1) * self.hidden_size if self.peephole == "diagonal" else 0
-        return dbias, np.zeros(diagonal, self.dtype), self._dtable(run)
+        dgain = np.zeros((2 * self.gates + 2) * self.hidden_size if self.layer_norm else 0, self.dtype)
+        return dbias, np.zeros(diagonal, self.dtype), dgain, self._dtable(run)
 
     def _add_sums(self, run: Run, sums: tuple[np.ndarray, ...]) -> None:
-        dbias, dpeep, dtable = sums
+        dbias, dpeep, dgain, dtable = sums
         grad = self.store.grad
         if self.bias:
             grad(f"bias_ih_{run.name}")[:] += dbias
             grad(f"bias_hh_{run.name}")[:] += dbias
         if self.peephole == "diagonal":
             grad(f"weight_peep_{run.name}")[:] += dpeep.reshape(-1, self.hidden_size)
+        if self.layer_norm:
+            sizes = [grad(f"{kind}_{run.name}").size for kind in GAINS]
+            for kind, part in zip(GAINS, np.split(dgain, np.cumsum(sizes[:-1])), strict=True):
+                grad(f"{kind}_{run.name}")[:] += part
         self._table_backward(dtable, run)
 
     def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:
-        c, _, gates, _ = kept
+        c, _, gates, *_ = kept
         shift = run.where.shift
         named = self._gates(gates, run, "igo" if self.coupled else "ifgo")
         if self.coupled:
             named = {"i": named["i"], "f": 1 - named["i"], "g": named["g"], "o": named["o"]}
         return {**named, "c": c[shift : shift + run.total]}
+
+    def _gains(self, name: str) -> list[np.ndarray]:
+        return [row for kind in GAINS for row in self.store.flat(f"{kind}_{name}").reshape(-1, self.hidden_size)]
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, o, empty = self.hidden_size, self._widths[0], self._empty

@@ -14,20 +14,23 @@ What a tape keeps of one layer, in numbers. Its input has I of them; T B is the 
      LSTM                 T B 4 N block + (T + D) B H    with a projection T B H more
      GRU                  T B 4 N block                  with the reset gate before T B H more
      RNN                  0
+     with layer_norm      T B (G H + 4 N block + 8)      more; of a GRU + 6 instead of + 8. Of indices V (G H + 1), once
+                                                         for all calls, instead of T B (G H + 1)
     instead of that     D times                    in K segments, of at most S = ceil(T / K) steps:
      LSTM                 K B H                          the cells that each starts from
      GRU, RNN             0
 
 With lengths D is 1 wherever it is added to T. In segments, backward needs for one segment of one direction at a time
 what stands under "for _back", with S in the place of T and 1 in that of D. (And for the RNN's dZ S B H, for dh with a
-projection S B O; T B H and T B O without segments.) h is kept whole, as the layer above and the caller have it anyway:
-so the tape of an LSTM shrinks to about a sixth, and no further.
+projection S B O, with layer_norm B 4 N block and for an LSTM's gradient of LN(c) S B H; without segments T instead of
+S.) h is kept whole, as the layer above and the caller have it anyway: so the tape of an LSTM shrinks to about a sixth,
+and no further. G: gates, 4 of an LSTM (coupled 3), 3 of a GRU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,6 +52,7 @@ from ..threads import workers_for
 from . import buffers
 from .layer import Layer, Tape, check_tape
 from .layout import Direction, Layout, ragged, take, uniform
+from .norm import in_blocks, normalise
 from .products import add_gradient, multiply, pack
 from .store import Store
 
@@ -146,6 +150,16 @@ class Run(NamedTuple):
         return one, rows
 
 
+class Normalised(NamedTuple):
+    """Layer normalisation of one direction of one layer in one call: what comes in and what is kept."""
+
+    ids: np.ndarray  # (total,) which row of the table each row of x is
+    table: np.ndarray  # (V, GH): (U x)^
+    scale: np.ndarray  # (V,): what each row was multiplied by
+    v: np.ndarray  # flat, a tape: (W h')^
+    scales: np.ndarray  # flat: what backward needs of rows
+
+
 class Kept(NamedTuple):
     """One layer's part of a tape."""
 
@@ -167,6 +181,8 @@ class Recurrent(Layer):
     output_letter = "h"  # what y is made of: h, or what the layer's text calls it
     step: Any  # the kernel of one small step
     recomputes = True  # in segments backward runs forward again: there is more in a tape than h
+    layer_norm = False
+    layer_norm_eps: float
 
     def __init__(
         self,
@@ -195,6 +211,10 @@ class Recurrent(Layer):
         self.input_dropout = check_probability("input_dropout", input_dropout)
         self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
         self.zoneout = _check_zoneout(zoneout, self.states)
+        if self.layer_norm:
+            for option, p in (("recurrent_dropout", self.recurrent_dropout), ("zoneout", max(self._zoneouts()))):
+                if p:
+                    raise ValueError(f"layer_norm is True with {option}={getattr(self, option)}, expected {option}=0")
         self.dtype = check_dtype(dtype)
         self.rng = np.random.default_rng(seed)
         self.bidirectional = bool(bidirectional)
@@ -215,7 +235,13 @@ class Recurrent(Layer):
         self.store = Store(shapes, self.dtype)
         super().__init__({"": self.store})
         bound = 1 / math.sqrt(h)
-        self.store.assign({name: self.rng.uniform(-bound, bound, shape) for name, shape in shapes.items()})
+
+        def start(name: str, shape: tuple[int, ...]) -> np.ndarray:
+            if name.startswith(("weight_ln", "bias_ln")):
+                return np.full(shape, float(name.startswith("weight")))
+            return self.rng.uniform(-bound, bound, shape)
+
+        self.store.assign({name: start(name, shape) for name, shape in shapes.items()})
         self._empty = np.empty(0, self.dtype)
         unit = 64 // self.dtype.itemsize
         self._blocks = -(-h // unit)  # of a tape
@@ -301,9 +327,9 @@ class Recurrent(Layer):
             "Training deep nets with sublinear memory cost"). "sqrt" takes their ceil(sqrt(T)) segments. The gradients
             are the same, bit for bit. It costs about one more forward, and more in short segments, whose products
             have few rows (an RNN has nothing to run again: its F' is known from h). Besides x and h, (T + D) B D H a
-            layer, an LSTM's tape shrinks from 5 T B H numbers a layer and direction, a GRU's from 4 T B H, to K B H
-            and none; during `backward` there are those 5 or 4 for one segment. (`backward` writes every h, and so y,
-            anew: the same bits.)
+            layer, an LSTM's tape shrinks from 5 T B H numbers a layer and direction, a GRU's from 4 T B H (with
+            layer_norm 13 and 11), to K B H and none; during `backward` there are those for one segment. (`backward`
+            writes every h, and so y, anew: the same bits.)
 
         What is random comes from the layer's own generator, `rng`, made from `seed`, and depends neither on threads nor
         on lengths. It is drawn in this order: for each layer the mask of its input (B, I), then for each direction that
@@ -712,27 +738,82 @@ class Recurrent(Layer):
         """(V G H,): U x + b for every input x that an index can stand for; empty for other inputs."""
         if run.x is not None:
             return self._empty
+        return self._held("table", run, lambda: self._products(run, self.bias).reshape(-1))
+
+    def _held(self, what: str, run: Run, make: Callable[[], Any]) -> Any:
+        """`make()`, kept under the name `what` until the parameters change, or those of the embedding."""
         name, embedding = run.name, run.embedding
-        held = self.store.made(("table", name), list)
+        held = self.store.made((what, name), list)
         source = (None, run.words) if embedding is None else (embedding.store, embedding.store.version)
-        for of, table in held:
+        for of, made in held:
             if of[0] is source[0] and of[1] == source[1]:
-                return table
+                return made
+        made = make()
+        held[:] = [(source, made)]
+        return made
+
+    def _products(self, run: Run, bias: bool) -> np.ndarray:
+        """(V, G H): U x for every input x that an index can stand for, with `bias` U x + b."""
+        name, embedding = run.name, run.embedding
         u = self.store.flat(f"weight_ih_{name}")
         if embedding is None:
             table = np.ascontiguousarray(u.reshape(-1, self.input_size).T)
             if run.words is not None:  # and a row for the inputs that are dropped
                 table = np.concatenate([table * run.words, np.zeros_like(table[:1])])
-            if self.bias:
+            if bias:
                 table += self._bias(name)
+            return table
+        rows = self.gates * self.hidden_size
+        packed = pack(self.input_size, rows, u, transposed=True)
+        return multiply(
+            embedding.flat.reshape(-1, embedding.dim), packed, rows, self._bias(name) if bias else self._empty
+        )
+
+    def _normalised(self, run: Run) -> Normalised | None:
+        """What a forward with layer normalisation works on; None without."""
+        if not self.layer_norm:
+            return None
+        name, rows, epsilon = run.name, self.gates * self.hidden_size, self.layer_norm_eps
+
+        def normalised(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return a.reshape(-1), normalise(a, epsilon)
+
+        if run.x is None:
+            table, scale = self._held("norm", run, lambda: normalised(self._products(run, False)))
+            ids = run.ids.reshape(-1)
         else:
-            rows = self.gates * self.hidden_size
-            packed = pack(self.input_size, rows, u, transposed=True)
-            bias = self._bias(name) if self.bias else self._empty
-            table = multiply(embedding.flat.reshape(-1, embedding.dim), packed, rows, bias)
-        table = table.reshape(-1)
-        held[:] = [(source, table)]
-        return table
+            u = self.store.flat(f"weight_ih_{name}")
+            packed = self.store.made((name, "u^"), lambda: pack(run.i_size, rows, u, transposed=True))
+            table, scale = normalised(multiply(run.x, packed, rows, self._empty))
+            ids = np.arange(run.total)
+        kept = run.total if run.training else run.where.batch
+        scales = np.empty((5 if self.states == 1 else 7) * run.total if run.training else 0, self.dtype)
+        return Normalised(ids, table, scale, self._tape(kept), scales)
+
+    def _partials(self, run: Run, kinds: int) -> np.ndarray:
+        """As many for U x and W h' together as there are `kinds`, two more for the LSTM's c."""
+        return np.empty((kinds + (2 if self.states > 1 else 0)) * self._blocks * run.where.batch, self.dtype)
+
+    def _packed_gains(self, name: str) -> np.ndarray:
+        return self.store.made((name, "gain"), lambda: in_blocks(self._gains(name)))
+
+    def _gains(self, name: str) -> list[np.ndarray]:
+        """The gains of a direction, (H,) each, in the order of the cell's kernels."""
+        raise NotImplementedError
+
+    def _norm_forward(self, norm: Normalised | None, run: Run) -> tuple[Any, ...]:
+        """gain, epsilon, batch, v, partials, scales, as the kernels of all cells take them."""
+        if norm is None:
+            return None, 0.0, 0, self._empty, self._empty, self._empty
+        gain, parts = self._packed_gains(run.name), self._partials(run, 2)
+        return gain, self.layer_norm_eps, run.where.batch, norm.v, parts, norm.scales
+
+    def _norm_backward(self, norm: Normalised | None, run: Run) -> tuple[Any, ...]:
+        """gain, batch, table, scale, v, partials, scales, dv, likewise."""
+        if norm is None:
+            return None, 0, *(6 * (self._empty,))
+        gain, batch, parts = self._packed_gains(run.name), run.where.batch, self._partials(run, 4)
+        return gain, batch, norm.table, norm.scale, norm.v, parts, norm.scales, self._tape(batch)
 
     def _dtable(self, run: Run) -> np.ndarray:
         """Zeros (V, G H) for the gradient of the table, or empty if there is none."""

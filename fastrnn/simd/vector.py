@@ -288,6 +288,14 @@ def select(mask: Any, x: Any, y: Any) -> Any:
     return np.where(mask, x, y).astype(v.dtype)
 
 
+def only(x: Any, count: Any) -> Any:
+    """`x` in the lanes below `count`, zeros in the others."""
+    if isinstance(x, Vector):
+        b, n = x.builder, x.lanes
+        return Vector(b, b.select(_first(b, count, n), x.value, ir.Constant(x.value.type, None)), x.dtype)
+    return np.where(np.arange(len(x)) < count, x, 0).astype(x.dtype)
+
+
 def widen(x: Any) -> Any:
     """`x` in float64."""
     if isinstance(x, Vector):
