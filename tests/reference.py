@@ -81,8 +81,8 @@ def note(seen, **values):
 
 
 def zoned(keep, old, new):
-    """Some of the old state, and of the new one the rest."""
-    return keep * old + (1 - keep) * new
+    """Some of the old state, and of the new one the rest; all of it, if nothing is kept and the old one is infinite."""
+    return new if np.ndim(keep) == 0 and keep == 0 else keep * old + (1 - keep) * new
 
 
 def rnn_step(params, x, h, nonlinearity="tanh", seen=None, preactivation=False, drop=1, keep=(0,)):
