@@ -21,7 +21,13 @@ DEFAULT_SECONDS = 100  # without FILE, and for min-char-rnn, which by itself has
 # Options of `train` that a checkpoint remembers, with their defaults in a new training.
 TRAIN_DEFAULTS: dict[str, Any] = {
     "cell": "lstm",
+    "nonlinearity": None,
+    "reset": None,
     "peephole": None,
+    "coupled": False,
+    "cell_clip": None,
+    "proj_size": 0,
+    "activations": None,
     "hidden_size": 128,
     "layers": 2,
     "embedding_size": 64,
@@ -85,7 +91,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.min_char_rnn:
         return _train_min_char(args, given)
 
-    from .models.charlm import CharLM, checkpoint_path
+    from .models.charlm import OWN, CharLM, checkpoint_path
     from .text import split_text
     from .training import check_window
 
@@ -94,16 +100,16 @@ def _train(args: argparse.Namespace) -> None:
     if args.resume:
         options = _resumed_options(checkpoint_path(args.output), given)
     check_window(options["window"], options["seq_length"])
-    text, name, time_limit = _text_and_limit(args, limited="epochs" not in given)
     lm = CharLM(
         cell=options["cell"],
+        **{name: options[name] for name in OWN},
         hidden_size=options["hidden_size"],
         num_layers=options["layers"],
         embedding_size=options["embedding_size"],
-        peephole=options["peephole"],
         dropout=options["dropout"],
         seed=options["seed"],
     )
+    text, name, time_limit = _text_and_limit(args, limited="epochs" not in given)
     parts = split_text(text, options["validation_fraction"], options["held_out_fraction"])
     lm.build(parts[0])
     sizes = [f"{len(part):,}" for part in parts]
@@ -157,6 +163,7 @@ def _text_and_limit(args: argparse.Namespace, limited: bool) -> tuple[str, str, 
 def _resumed_options(checkpoint: os.PathLike[str], given: dict[str, Any]) -> dict[str, Any]:
     """The options of the training to be resumed, and those given now that may differ."""
     from .modelfile import ModelFileError, read_model_file
+    from .models.charlm import OWN
 
     if not os.path.exists(checkpoint):
         raise ValueError(f"there is nothing to resume: no {checkpoint}")
@@ -166,6 +173,7 @@ def _resumed_options(checkpoint: os.PathLike[str], given: dict[str, Any]) -> dic
     try:
         model, training = header["model"], header["training"]
         saved = {
+            **{name: TRAIN_DEFAULTS[name] for name in OWN},  # older files do not name them all
             **model,
             "layers": model["num_layers"],
             "window": training["settings"]["seq_length"],  # of files that have none
@@ -179,6 +187,7 @@ def _resumed_options(checkpoint: os.PathLike[str], given: dict[str, Any]) -> dic
         raise ModelFileError(f"{checkpoint}: its state of training makes no sense ({error!r})") from error
     for name, value in given.items():
         if name not in FREE and saved[name] != value:
+            value = " ".join(value) if isinstance(value, list) else value
             raise ValueError(f"{_option(name)} {value}, and the training to be resumed has {saved[name]}: leave it out")
     options = {**saved, **given}
     if done >= options["epochs"]:
@@ -239,12 +248,26 @@ def _train_min_char(args: argparse.Namespace, given: dict[str, Any]) -> None:
 
 def _describe(lm: Any) -> str:
     layers = "1 layer" if lm.num_layers == 1 else f"{lm.num_layers} layers"
-    cell = lm.cell.upper() + (f" with {lm.peephole} peepholes" if lm.peephole else "")
+    cell = _describe_cell(lm)
     inputs = "one-hot" if lm.embedding_size is None else f"embedding {lm.embedding_size}"
     return (
         f"{cell}, {layers} of {lm.hidden_size}, {len(lm.vocabulary)} characters {inputs}, "
         f"{lm.num_parameters:,} weights, {lm.dtype}, seed {lm.seed}"
     )
+
+
+def _describe_cell(lm: Any) -> str:
+    options = {
+        "nonlinearity {}": lm.nonlinearity,
+        "reset {}": lm.reset,
+        "{} peepholes": lm.peephole,
+        "coupled gates": lm.coupled,
+        "projection to {}": lm.proj_size,
+        "activations {}": " ".join(lm.activations or ()),
+        "clip {:g}": lm.cell_clip,
+    }
+    said = [text.format(value) for text, value in options.items() if value]
+    return lm.cell.upper() + (f" with {', '.join(said)}" if said else "")
 
 
 # -------------------------------------------------------------------- sample, eval
@@ -302,8 +325,26 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    for name, value in _machine().items():
+    for name, value in (_machine() if args.model is None else _model(args.model)).items():
         print(f"{name + ':':15}{value}")
+
+
+def _model(path: str) -> dict[str, Any]:
+    """What a model's file says of it."""
+    from .models.charlm import CharLM
+
+    lm = CharLM.load(path)
+    embedding = "one-hot" if lm.embedding_size is None else f"embedding of {lm.embedding_size}"
+    about = {
+        "model": path,
+        "cell": _describe_cell(lm),
+        "layers": f"{lm.num_layers} of {lm.hidden_size}" + (f", dropout {lm.dropout:g}" if lm.dropout else ""),
+        "characters": f"{len(lm.vocabulary or ())}, {embedding}",
+        "weights": f"{lm.num_parameters:,}, {lm.dtype}, seed {lm.seed}",
+    }
+    if lm.settings is not None:
+        about["training"] = ", ".join(f"{name} {value}" for name, value in lm.settings.items())
+    return about
 
 
 def _machine() -> dict[str, Any]:
@@ -362,6 +403,7 @@ def _warmup(args: argparse.Namespace) -> None:
         {},
         {"peephole": "diagonal"},
         {"cell": "rnn"},
+        {"cell": "gru"},
         {"embedding_size": None},
         {"dropout": 0.1},
     ):
@@ -453,7 +495,7 @@ def _parser() -> argparse.ArgumentParser:
         help="min-char-rnn to the letter: tanh RNN, one-hot, 25 characters a step, Adagrad, no batch",
     )  # fmt: skip
 
-    def option(flag: str, type: Any, metavar: str | None, text: str, **more: Any) -> None:
+    def option(flag: str, type: Any, metavar: str | tuple[str, ...] | None, text: str, **more: Any) -> None:
         default = TRAIN_DEFAULTS[flag.removeprefix("--").replace("-", "_")]
         shown = "" if default is None else f" (default: {default})"
         # Without a default here: a checkpoint must be able to tell what was given from what was not.
@@ -467,8 +509,21 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     option("--epochs", _COUNT, "N", "passes over the text")
-    option("--cell", None, None, "the recurrent cell", choices=["lstm", "rnn"])
-    option("--peephole", None, None, "let the LSTM's gates see the cell state", choices=["diagonal"])
+    names = ["tanh", "sigmoid", "relu", "hardsigmoid", "softsign", "identity"]
+    option("--cell", None, None, "the recurrent cell", choices=["lstm", "gru", "rnn"])
+    option("--nonlinearity", None, None, "of the RNN (default: tanh)", choices=["tanh", "relu", "sigmoid", "identity"])
+    option("--reset", None, None, "the GRU's, about its product (default: after)", choices=["after", "before"])
+    option("--peephole", None, None, "let the LSTM's gates see the cell state", choices=["diagonal", "full"])
+    train.add_argument(
+        "--coupled", action="store_true", default=argparse.SUPPRESS,
+        help="couple the LSTM's gates: what is forgotten is what comes in",
+    )  # fmt: skip
+    option("--cell-clip", _or_none(_FROM_0), "LIMIT", "keep the LSTM's gates and cell within this, 0: don't")
+    option("--proj-size", _WHOLE, "O", "project the LSTM's output to this size, 0: don't")
+    option(
+        "--activations", None, ("GATES", "CELL", "OUTPUT"), f"the LSTM's functions, of {' '.join(names)}",
+        nargs=3, choices=names,
+    )  # fmt: skip
     option("--hidden-size", _COUNT, "H", "hidden units of a layer")
     option("--layers", _COUNT, "L", "recurrent layers")
     option("--embedding-size", _or_none(_WHOLE), "E", "size of a character's embedding, 0: one-hot")
@@ -515,6 +570,11 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (train, sample, score, look):
         sub.add_argument("--threads", type=_COUNT, metavar="N", help="(default: all processors; results are the same)")
 
-    command("info", _info, "this machine and these versions, as fastrnn sees them")
-    command("warmup", _warmup, "compile everything that train and sample need, so that they start at once")
+    info = command("info", _info, "this machine and these versions, as fastrnn sees them; or what a model's file says")
+    info.add_argument("model", nargs="?", metavar="MODEL.npz", help="a model, or the state of its training")
+    command(
+        "warmup",
+        _warmup,
+        "compile what train and sample need (but for the cells' rarer options), so that they start at once",
+    )
     return parser

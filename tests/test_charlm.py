@@ -15,7 +15,7 @@ import fastrnn.training
 from fastrnn import modelfile
 from fastrnn.layers.sequential import Sequential
 from fastrnn.modelfile import ModelFileError, read_model_file, write_model_file
-from fastrnn.models.charlm import CharLM, checkpoint_path
+from fastrnn.models.charlm import OWN, CharLM, checkpoint_path
 from fastrnn.sampling import draw, generate
 from fastrnn.training import Trainer, sample_is_due
 
@@ -26,6 +26,8 @@ FIT = {"batch_size": 4, "seq_length": 9, "lr": 0.02, "validation": 0.2, "progres
 VARIANTS = {
     "lstm": {},
     "rnn": {"cell": "rnn"},
+    "gru": {"cell": "gru"},
+    "options": {"num_layers": 1, "coupled": True, "proj_size": 7, "cell_clip": 3.0},
     "one-hot": {"embedding_size": None, "num_layers": 1},
     "peephole": {"peephole": "diagonal", "num_layers": 1},
     "dropout": {"dropout": 0.3},
@@ -214,12 +216,24 @@ def test_what_fit_refuses_leaves_the_model_as_it_was(fitted, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"cell": "gru"}, "cell is 'gru'"),
+        ({"cell": "elman"}, "cell is 'elman'"),
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"num_layers": -1}, "num_layers is -1"),
         ({"embedding_size": 0}, "embedding_size is 0"),
         ({"peephole": "half"}, "peephole is 'half'"),
         ({"peephole": "diagonal", "cell": "rnn"}, "only an LSTM"),
+        ({"coupled": True, "cell": "gru"}, "coupled is True, and only an LSTM has that: cell is 'gru'"),
+        ({"proj_size": 3, "cell": "rnn"}, "proj_size is 3, and only an LSTM"),
+        ({"reset": "before"}, "reset is 'before', and only a GRU has that: cell is 'lstm'"),
+        ({"nonlinearity": "relu"}, "only an RNN"),
+        ({"nonlinearity": "elu", "cell": "rnn"}, "nonlinearity is 'elu', expected one of 'tanh', 'relu'"),
+        ({"reset": "never", "cell": "gru"}, "reset is 'never', expected 'after' or 'before'"),
+        ({"proj_size": 128}, "proj_size is 128, expected less than hidden_size=128"),
+        ({"proj_size": -1}, "proj_size is -1"),
+        ({"cell_clip": 0.0}, "cell_clip is 0.0, expected a finite number > 0"),
+        ({"cell_clip": 1e39}, "cell_clip is 1e[+]39, expected .* in float32"),
+        ({"activations": ("tanh", "tanh", "elu")}, "activations has 'elu'"),
+        ({"activations": ("tanh", "tanh")}, "activations has 2 names"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"seed": -1}, "seed is -1"),
@@ -228,6 +242,66 @@ def test_what_fit_refuses_leaves_the_model_as_it_was(fitted, tmp_path):
 def test_arguments(options, error):
     with pytest.raises(ValueError, match=error):
         CharLM(**options)
+
+
+@pytest.mark.parametrize("options", [{"cell_clip": "3"}, {"activations": "tanh"}, {"proj_size": 2.5}])
+def test_types_of_arguments(options):
+    with pytest.raises(TypeError, match=next(iter(options))):
+        CharLM(**options)
+
+
+# Every option of every cell, alone and in company.
+CELLS = [
+    {"cell": "rnn", "nonlinearity": "relu"},
+    {"cell": "gru", "reset": "before", "embedding_size": None},
+    {"coupled": True},
+    {"peephole": "full", "num_layers": 3},
+    {"peephole": "diagonal", "coupled": True, "proj_size": 5, "embedding_size": None},
+    {"peephole": "full", "coupled": True, "proj_size": 1, "num_layers": 1},
+    {"cell_clip": 2.5, "activations": ("hardsigmoid", "tanh", "softsign"), "proj_size": 11},
+]
+
+
+@pytest.mark.parametrize("options", CELLS, ids=lambda options: " ".join(options))
+def test_options_reach_the_layer_and_the_file(tmp_path, options):
+    lm = CharLM(**{**SMALL, **options}).build(TEXT)
+    assert lm.num_parameters == lm._count(len(lm.vocabulary))
+    layer = next(part for part in lm.model.layers if part.recurrent)
+    assert type(layer).__name__ == lm.cell.upper()
+    for name, (cell, layers_name, _) in OWN.items():
+        if cell == lm.cell and name in options:
+            assert getattr(layer, layers_name) == options[name]
+    lm.save(tmp_path / "m.npz")
+    other = CharLM.load(tmp_path / "m.npz")
+    assert (other.config, params_of(other), other.settings) == (lm.config, params_of(lm), None)
+    assert repr(other) == repr(lm)
+    assert eval(repr(lm)).config == lm.config
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn"])
+def test_files_from_before_there_were_options(tmp_path, cell):
+    """They load, and their training goes on, as those of the defaults."""
+    path = tmp_path / "m.npz"
+    one = CharLM(**SMALL, cell=cell)
+    one.fit(TEXT, epochs=1, checkpoint=path, **FIT)
+    for file in (path, checkpoint_path(path)):
+        assert CharLM.load(file).settings == one.settings
+        rewritten(file, lambda h, a: [h["model"].pop(name) for name in OWN if name != "peephole"])
+        rewritten(file, lambda h, a: h.pop("settings"))
+        assert CharLM.load(file).config == one.config
+        assert CharLM.load(file).settings is None
+    assert len(CharLM(**SMALL, cell=cell).fit(TEXT, epochs=2, checkpoint=path, resume=True, **FIT)) == 2
+    other = {"coupled": True} if cell == "lstm" else {"nonlinearity": "relu"}
+    with pytest.raises(ValueError, match=f"{next(iter(other))} is .*, and (False|None) in the checkpoint"):
+        CharLM(**SMALL, cell=cell, **other).fit(TEXT, epochs=3, checkpoint=path, resume=True, **FIT)
+
+
+def test_inspection_of_other_cells():
+    for options in ({"cell": "gru"}, {"proj_size": 7, "coupled": True, "cell_clip": 3.0, "num_layers": 1}):
+        lm = CharLM(**{**SMALL, **options}).build(TEXT)
+        found = lm.inspect(TEXT[:50], depth=5)
+        assert found.values.shape == (50, lm.num_layers, 12)
+        assert all(np.isfinite(norms).all() and norms.any() for norms in found.gradient.values())
 
 
 def test_a_model_without_weights_says_what_to_do():
@@ -489,8 +563,10 @@ def rewritten(path, change):
         (lambda h, a: h.update(vocabulary="abcd"), "too few"),
         (lambda h, a: h.update(vocabulary="ab"), "shape"),
         (lambda h, a: h.pop("model"), "model"),
-        (lambda h, a: h["model"].update(cell="gru"), "cell"),
+        (lambda h, a: h["model"].update(cell="elman"), "cell"),
+        (lambda h, a: h["model"].update(proj_size=10**9), "proj_size"),
         (lambda h, a: h["model"].update(unknown=1), "unknown"),
+        (lambda h, a: h.update(settings="fast"), "dictionary"),
         (lambda h, a: h["model"].update(hidden_size=10**9), "too few"),  # and no gigabytes are asked for
         (lambda h, a: h["model"].update(embedding_size=10**9), "too few"),
         (lambda h, a: h["model"].update(num_layers=10**9), "too few"),

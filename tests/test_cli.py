@@ -10,8 +10,12 @@ import time
 import pytest
 from helpers import JIT, ROOT, run_python
 
+from fastrnn.cli import _parser
+from fastrnn.kernels.rnn import NONLINEARITIES
+from fastrnn.layers.gru import RESETS
+from fastrnn.layers.lstm import ACTIVATIONS, PEEPHOLES
 from fastrnn.modelfile import read_model_file
-from fastrnn.models.charlm import CharLM
+from fastrnn.models.charlm import CELLS, CharLM
 
 TEXT = "She sells sea shells by the sea shore.\nThe shells she sells are sea shells, I'm sure.\n" * 12
 SMALL = [
@@ -208,6 +212,36 @@ def test_other_models(folder, cell):
     succeed("eval", "other.npz", "text.txt", cwd=folder)
 
 
+def test_options_of_the_cell(folder):
+    """They are trained with, and are in the file: `info` tells them, --resume needs none of them."""
+    options = ["--coupled", "--proj-size", 7, "--cell-clip", 3, "--window", 25]
+    done = succeed("train", "text.txt", "-o", "cell.npz", "--epochs", 1, *SMALL, *options, cwd=folder)
+    said = "LSTM with coupled gates, projection to 7, clip 3"
+    assert f"model: {said}, 1 layer of 10, " in done.stdout
+    for file in ("cell.npz", "cell.ckpt.npz"):
+        out = succeed("info", file, cwd=folder).stdout
+        assert re.search(rf"^model: +{file}$", out, re.MULTILINE)
+        assert re.search(rf"^cell: +{said}$", out, re.MULTILINE)
+        assert re.search(r"^layers: +1 of 10$", out, re.MULTILINE)
+        assert re.search(r"^training: .*seq_length 10, window 25, ", out, re.MULTILINE)
+    resume = ("train", "text.txt", "-o", "cell.npz", "--epochs", 2, "--resume")
+    assert "--window 30, and the training to be resumed has 25" in fail(*resume, "--window", 30, cwd=folder)
+    assert said in succeed(*resume, "--coupled", cwd=folder).stdout
+
+
+def test_names_on_the_command_line_are_the_layers():
+    train = _parser()._subparsers._group_actions[0].choices["train"]
+    choices = {option: action.choices for action in train._actions for option in action.option_strings}
+    for option, names in (
+        ("--cell", CELLS),
+        ("--nonlinearity", NONLINEARITIES),
+        ("--reset", RESETS),
+        ("--peephole", [name for name in PEEPHOLES if name]),
+        ("--activations", ACTIVATIONS),
+    ):
+        assert set(choices[option]) == set(names)
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_texts_in_other_encodings(folder, encoding):
     (folder / "coded.txt").write_bytes((TEXT + "Blåbærsyltetøy\n" * 9).encode(encoding))
@@ -311,7 +345,16 @@ def test_help_is_there_for_every_command():
         ("train text.txt --lr -1", "--lr"),
         ("train text.txt --lr nan", "'nan' is not a number above 0"),
         ("train text.txt --dropout 1", "'1' is not a fraction"),
-        ("train text.txt --cell gru", "invalid choice: 'gru'"),
+        ("train text.txt --cell elman", "invalid choice: 'elman'"),
+        ("train text.txt --peephole round", "invalid choice: 'round'"),
+        ("train text.txt --activations tanh elu tanh", "invalid choice: 'elu'"),
+        ("train text.txt --activations tanh", "--activations: expected 3 arguments"),
+        ("train text.txt --cell-clip -1", "'-1' is not a number from 0"),
+        ("train none.txt --proj-size 128", "proj_size is 128, expected less than hidden_size=128"),  # before any work
+        ("train none.txt --cell gru --coupled", "coupled is True, and only an LSTM"),
+        ("train none.txt --reset before", "reset is 'before', and only a GRU"),
+        ("info none.npz", "none.npz: No such file"),
+        ("info text.txt", "text.txt: not a fastrnn model file"),
         ("train text.txt --cell rnn --peephole diagonal", "only an LSTM"),
         ("train none.txt --seq-length 20 --window 19", "window is 19, expected at least seq_length=20"),
         ("train text.txt --validation-fraction 0.6 --held-out-fraction 0.6", "nothing to train on"),

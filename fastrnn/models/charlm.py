@@ -1,6 +1,6 @@
 """A character-level language model: what is the next character, given all before it?
 
-    character -> [embedding] -> LSTM or RNN, some layers -> [dropout] -> linear -> logits over the vocabulary
+    character -> [embedding] -> LSTM, GRU or RNN, some layers -> [dropout] -> linear -> logits over the vocabulary
 
 Letters: `T` time steps, `B` parallel rows, `V` characters in the vocabulary.
 """
@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 import operator
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checks import check_size
 from ..inspection import Inspection, inspect_text
 from ..layers.dropout import Dropout
 from ..layers.embedding import Embedding
+from ..layers.gru import GRU
 from ..layers.linear import Linear
 from ..layers.lstm import LSTM
 from ..layers.rnn import RNN
@@ -31,7 +34,17 @@ from ..training import Console, Epoch, NotSavedError, Trainer, mean_loss, run
 __all__ = ["CharLM", "Evaluation", "checkpoint_path"]
 
 KIND = "CharLM"
-CELLS = {"lstm": LSTM, "rnn": RNN}
+CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+# Options that one cell has: the cell, what its layer calls them, and the value that says nothing.
+OWN: dict[str, tuple[str, str, Any]] = {
+    "peephole": ("lstm", "peephole", None),
+    "coupled": ("lstm", "coupled", False),
+    "cell_clip": ("lstm", "clip", None),
+    "proj_size": ("lstm", "proj_size", 0),
+    "activations": ("lstm", "activations", None),
+    "reset": ("gru", "reset", None),
+    "nonlinearity": ("rnn", "nonlinearity", None),
+}
 
 
 class Evaluation(NamedTuple):
@@ -56,13 +69,16 @@ class Evaluation(NamedTuple):
 class CharLM:
     """A character-level language model, from text to text.
 
-    `cell` is `"lstm"` or `"rnn"` (tanh); `peephole` (LSTM) is None or `"diagonal"`. `embedding_size=None`
-    feeds the characters one-hot. `dropout` is the probability of dropping an output of a recurrent layer in
-    training. The same `seed` gives the same weights, the same training and the same samples along the way, to
-    the bit; None draws one, which is then in `seed`.
+    `cell` is `"lstm"`, `"gru"` or `"rnn"`. Of the layers' own options, which `fr.LSTM`, `fr.GRU` and `fr.RNN` explain,
+    an LSTM takes `peephole`, `coupled`, `proj_size`, `activations` and `cell_clip` (there `clip`; `fit`'s clips the
+    gradient), a GRU `reset`, an RNN `nonlinearity`; None, False or 0 is the layer's default, and an option of another
+    cell is a `ValueError`. `embedding_size=None` feeds the characters one-hot. `dropout` is the probability of
+    dropping an output of a recurrent layer in training. The same `seed` gives the same weights, the same training and
+    the same samples along the way, to the bit; None draws one, which is then in `seed`.
 
     The layers are made by `fit`, `build` or `load`, when the vocabulary is known: `model` is the `Sequential`
-    of them, None before, and `vocabulary` has the characters.
+    of them, None before, and `vocabulary` has the characters. `settings` are those of the last `fit` (`batch_size`,
+    `seq_length`, `window` ...), from a file too, and None before.
 
     >>> lm = CharLM(hidden_size=8, num_layers=1, embedding_size=4, seed=1)
     >>> history = lm.fit("to be or not to be, " * 20, epochs=2, validation=0.1, progress=False)
@@ -82,13 +98,16 @@ class CharLM:
         dropout: float = 0.0,
         seed: int | None = None,
         dtype: str = "float32",
+        *,
+        nonlinearity: str | None = None,
+        reset: str | None = None,
+        coupled: bool = False,
+        cell_clip: float | None = None,
+        proj_size: int = 0,
+        activations: Sequence[str] | None = None,
     ):
         if cell not in CELLS:
             raise ValueError(f"cell is {cell!r}, expected one of {', '.join(CELLS)}")
-        if peephole not in (None, "diagonal"):
-            raise ValueError(f"peephole is {peephole!r}, expected None or 'diagonal'")
-        if peephole is not None and cell != "lstm":
-            raise ValueError(f"peephole is {peephole!r}, and only an LSTM has peepholes: cell is {cell!r}")
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtype is {dtype!r}, expected 'float32' or 'float64'")
         if not 0 <= dropout < 1:
@@ -97,14 +116,43 @@ class CharLM:
         self.hidden_size = _positive("hidden_size", hidden_size)
         self.num_layers = _positive("num_layers", num_layers)
         self.embedding_size = None if embedding_size is None else _positive("embedding_size", embedding_size)
-        self.peephole = peephole
         self.dropout = float(dropout)
         self.seed = int(np.random.default_rng().integers(2**32)) if seed is None else operator.index(seed)
         self.dtype = dtype
         if self.seed < 0:
             raise ValueError(f"seed is {seed}, expected a number from 0")
+        self.peephole, self.reset, self.nonlinearity = peephole, reset, nonlinearity
+        self.coupled, self.cell_clip, self.activations = bool(coupled), cell_clip, activations
+        self.proj_size = check_size("proj_size", proj_size, 0)
+        self._check_own()
+        self.cell_clip = None if cell_clip is None else float(cell_clip)
+        self.activations = None if activations is None else tuple(activations)
         self.vocabulary: Vocabulary | None = None
         self.model: Any = None
+        self.settings: dict[str, Any] | None = None
+
+    def _own(self) -> dict[str, Any]:
+        """The cell's own options that were given, by the names that its layer has for them."""
+        options = {}
+        for name, (cell, layers_name, default) in OWN.items():
+            value = getattr(self, name)
+            if value != default:
+                if cell != self.cell:
+                    raise ValueError(f"{name} is {value!r}, and only {_an(cell)} has that: cell is {self.cell!r}")
+                options[layers_name] = value
+        return options
+
+    def _check_own(self) -> None:
+        """What the layer says to its options; nothing of the size asked for is allocated."""
+        options, layer = self._own(), CELLS[self.cell]
+        if options.pop("proj_size", 0) >= self.hidden_size:
+            layer(1, self.hidden_size, proj_size=self.proj_size)  # refused before there is anything
+        try:
+            layer(1, 1, dtype=self.dtype, **options)
+        except (TypeError, ValueError) as error:
+            if str(error).startswith("clip "):
+                raise type(error)(f"cell_{error}") from None
+            raise
 
     @property
     def config(self) -> dict[str, Any]:
@@ -118,29 +166,29 @@ class CharLM:
             "dropout",
             "seed",
             "dtype",
+            *(name for name in OWN if name != "peephole"),
         ]
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:
-        return f"CharLM({', '.join(f'{name}={value!r}' for name, value in self.config.items())})"
+        said = {name: value for name, value in self.config.items() if name not in OWN or value != OWN[name][2]}
+        return f"CharLM({', '.join(f'{name}={value!r}' for name, value in said.items())})"
 
     def build(self, text: str) -> CharLM:
         """Makes the layers, with fresh weights, for the characters of `text`. Returns the model itself."""
         self.vocabulary = Vocabulary(text)
         size = len(self.vocabulary)
         seeds = [int(seed) for seed in np.random.SeedSequence(self.seed).generate_state(4)]
-        options: dict[str, Any] = {"num_layers": self.num_layers, "dtype": self.dtype, "seed": seeds[0]}
+        options = {"num_layers": self.num_layers, "dtype": self.dtype, "seed": seeds[0], **self._own()}
         if self.num_layers > 1:
             options["dropout"] = self.dropout
-        if self.peephole is not None:
-            options["peephole"] = self.peephole
         layers: list[Any] = []
         if self.embedding_size is not None:
             layers.append(Embedding(size, self.embedding_size, dtype=self.dtype, seed=seeds[1]))
         layers.append(CELLS[self.cell](self.embedding_size or size, self.hidden_size, **options))
         if self.dropout:
             layers.append(Dropout(self.dropout, seed=seeds[2]))
-        layers.append(Linear(self.hidden_size, size, dtype=self.dtype, seed=seeds[3]))
+        layers.append(Linear(self.proj_size or self.hidden_size, size, dtype=self.dtype, seed=seeds[3]))
         self.model = Sequential(*layers)
         return self
 
@@ -232,6 +280,7 @@ class CharLM:
             self.vocabulary, self.model, self.seed = before
             raise
 
+        self.settings = trainer.settings
         # The best weights that are on the disk.
         kept = trainer.best_params if checkpoint is not None and resume and os.path.exists(checkpoint) else None
 
@@ -404,6 +453,7 @@ class CharLM:
         try:
             lm = cls(**header["model"])
             lm._restore(header, arrays)
+            lm.settings = dict(header["settings"]) if "settings" in header else None
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ModelFileError(f"{os.fspath(path)}: not a model that this fastrnn can read ({error})") from error
         return lm
@@ -411,6 +461,8 @@ class CharLM:
     def _contents(self, params: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         assert self.vocabulary is not None
         header = {"kind": KIND, "model": self.config, "vocabulary": self.vocabulary.characters}
+        if self.settings is not None:
+            header["settings"] = self.settings
         return header, {f"model/{name}": array for name, array in params.items()}
 
     def _restore(self, header: dict[str, Any], arrays: dict[str, np.ndarray], resume: bool = False) -> None:
@@ -418,9 +470,10 @@ class CharLM:
         if header["kind"] != KIND:
             raise ModelFileError(f"a model of the kind {header['kind']!r}")
         if resume:
+            saved = CharLM(**header["model"]).config  # with the defaults of what an older file does not name
             for name, value in self.config.items():
-                if name != "seed" and header["model"][name] != value:
-                    raise ValueError(f"{name} is {value!r}, and {header['model'][name]!r} in the checkpoint")
+                if name != "seed" and saved[name] != value:
+                    raise ValueError(f"{name} is {value!r}, and {saved[name]!r} in the checkpoint")
             if "training" not in header:
                 raise ModelFileError("this is a model, not a checkpoint: there is no training to resume in it")
             self.seed = header["model"]["seed"]
@@ -434,11 +487,13 @@ class CharLM:
 
     def _count(self, V: int) -> int:
         """How many weights the model has for `V` characters."""
-        H, E = self.hidden_size, self.embedding_size
-        rows = H if self.cell == "rnn" else 4 * H
-        inputs = (E or V) + (self.num_layers - 1) * H
-        layers = rows * (inputs + self.num_layers * (H + 2)) + self.num_layers * (3 * H if self.peephole else 0)
-        return V * (E or 0) + layers + (H + 1) * V
+        H, E, L = self.hidden_size, self.embedding_size, self.num_layers
+        O = self.proj_size or H  # noqa: E741 - the glossary's letter
+        gates = {"rnn": 1, "gru": 3, "lstm": 4}[self.cell] - self.coupled
+        inputs = (E or V) + (L - 1) * O
+        peepholes = {None: 0, "diagonal": (gates - 1) * H, "full": (gates - 1) * H * H}[self.peephole]
+        layers = gates * H * (inputs + L * (O + 2)) + L * (peepholes + self.proj_size * H)
+        return V * (E or 0) + layers + (O + 1) * V
 
     def _built(self) -> Any:
         if self.model is None:
@@ -454,6 +509,10 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     return path.with_name(path.name.removesuffix(".npz") + ".ckpt.npz")
+
+
+def _an(cell: str) -> str:
+    return f"{'a' if cell == 'gru' else 'an'} {cell.upper()}"
 
 
 def _positive(name: str, number: int) -> int:
