@@ -6,7 +6,7 @@ Every layer, loss and optimizer calls them, once, before compiled code, which ch
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,23 @@ def check_probability(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_choice(name: str, value: Any, choices: Iterable[str | None]) -> Any:
+    """One of the names that there are, or None, if that is one."""
+    every = list(choices)
+    if not isinstance(value, str | None) or value not in every:
+        *most, last = map(repr, every)
+        raise ValueError(f"{name} is {value!r}, expected {', '.join(most)} or {last}")
+    return value
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Yes or no: whatever Python can decide about."""
+    try:
+        return bool(value)
+    except ValueError:  # an array
+        raise TypeError(f"{name} is {type(value).__name__}, expected a bool") from None
+
+
 def said(shape: tuple[Any, ...]) -> str:
     """A shape as the messages print it: letters stay letters."""
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
@@ -54,8 +71,9 @@ def check_array(name: str, a: Any, dtype: np.dtype, letters: str, sizes: Mapping
     letters : a letter for each axis, "T B I"; "... I" allows any axes before the last
     sizes : the sizes that are fixed
     """
-    if type(a) is not np.ndarray or a.dtype != dtype:
-        a = _converted(name, a, dtype)
+    convert = type(a) is not np.ndarray or a.dtype != dtype
+    if convert:
+        a = _numbers(name, a, dtype)
     names = letters.split()
     loose = names[0] == "..."
     tail = names[1:] if loose else names
@@ -68,21 +86,29 @@ def check_array(name: str, a: Any, dtype: np.dtype, letters: str, sizes: Mapping
         fixed = ", ".join(f"{k}={sizes[k]}" for k in tail if k in sizes)
         wanted = said(tuple(names)) + (f" with {fixed}" if fixed else "")
         raise ValueError(f"{name} has shape {a.shape}, expected {wanted}")
+    if convert:
+        a = a.astype(dtype)  # only now: a view of one number may have any shape, and its copy no memory
     return a if a.flags.carray else contiguous(a)
 
 
-def _converted(name: str, a: Any, dtype: np.dtype) -> np.ndarray:
+def as_array(name: str, a: Any) -> np.ndarray:
+    """`a` as an array of whatever it holds."""
+    try:
+        return np.asarray(a)
+    except ValueError:
+        raise ValueError(f"{name} is ragged, expected an array") from None
+
+
+def _numbers(name: str, a: Any, dtype: np.dtype) -> np.ndarray:
+    """`a` as an array of numbers that `dtype` can hold."""
     if not isinstance(a, np.ndarray | np.number | list | tuple | int | float):
         raise TypeError(f"{name} is {type(a).__name__}, expected an array of {dtype}")
     python = not isinstance(a, np.ndarray | np.number)
-    try:
-        a = np.asarray(a)
-    except ValueError:
-        raise ValueError(f"{name} is ragged, expected an array of {dtype}") from None
+    a = as_array(name, a)
     # Wider numbers would lose digits without anybody having said so; Python's own carry no width to lose.
     if a.dtype.kind not in "fiu" or not (python or np.can_cast(a.dtype, dtype)):
         raise TypeError(f"{name} has dtype {a.dtype}, expected {dtype}: convert it, or make the layer with that dtype")
-    return a.astype(dtype)
+    return a
 
 
 def contiguous(a: np.ndarray) -> np.ndarray:
@@ -105,19 +131,23 @@ class _Writable:
 
 def check_indices(name: str, ids: Any, bound: int, what: str) -> np.ndarray:
     """`ids` as contiguous int64, each 0 <= id < bound."""
-    ids = np.asarray(ids)
+    ids = as_array(name, ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {ids.dtype}, expected integers")
-    if ids.size and (ids.min() < 0 or ids.max() >= bound):
-        raise ValueError(f"{name} holds {ids.min()} to {ids.max()}, expected 0 <= {name} < {what}={bound}")
-    return contiguous(ids.astype(np.int64, copy=False))
+    # Copied before they are looked at: of a view of one number that claims any shape, the copy fails at once.
+    whole = contiguous(ids.astype(np.int64, copy=False))
+    if ids.dtype == np.uint64 and (whole < 0).any():  # above 2^63
+        whole = ids
+    if whole.size and (whole.min() < 0 or whole.max() >= bound):
+        raise ValueError(f"{name} holds {whole.min()} to {whole.max()}, expected 0 <= {name} < {what}={bound}")
+    return whole
 
 
 def check_lengths(lengths: Any, steps: int, batch: int) -> np.ndarray:
     """`lengths` as int64 (B,), each 0 <= length <= T; all T if None."""
     if lengths is None:
         return np.full(batch, steps)
-    given = np.asarray(lengths)
+    given = as_array("lengths", lengths)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"lengths has dtype {given.dtype}, expected integers")
     if given.shape != (batch,):
@@ -145,3 +175,18 @@ def check_number(name: str, value: Any) -> float:
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {type(value).__name__}, expected a number")
     return float(value)
+
+
+def make_generator(seed: Any) -> np.random.Generator:
+    """The random generator of an argument `seed`: None, a number from 0, or whatever else NumPy takes for one."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"seed is {seed!r}, expected a number from 0 or None") from None
+
+
+def check_mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """A dict, or something like it."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is {type(value).__name__}, expected a dict, as state_dict() returns it")
+    return value

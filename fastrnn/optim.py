@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_number
+from .checks import as_array, check_flag, check_mapping, check_number
 from .kernels import update as kernels
 from .threads import launch, workers_for
 
@@ -48,7 +48,7 @@ def _run(kernel: Any, count: int, *args: Any) -> None:
 
 def _stores(model: Any) -> list[Any]:
     """The model's stores, each once: layers may share one."""
-    if not callable(getattr(model, "stores", None)):
+    if isinstance(model, type) or not callable(getattr(model, "stores", None)):
         raise TypeError(f"model is {type(model).__name__}, expected a layer or a model (something with stores())")
     return list({id(store): store for store in model.stores()}.values())
 
@@ -273,14 +273,17 @@ class _Optimizer:
         must be on in both or in neither. All or nothing: `ValueError` for names that are missing or too many,
         for shapes and numbers that do not fit, and `TypeError` for types, leave the optimizer as it is.
         """
+        check_mapping("state", state)
         state = {**dict.fromkeys(self._optional, 0.0), **state}
         for name in ("momentum", "centered"):
-            if name in self._options and name in state and bool(state[name]) != bool(self._options[name]):
+            if name not in self._options or name not in state:
+                continue
+            if bool(check_number(name, state[name])) != bool(self._options[name]):
                 raise ValueError(f"the state has {name} {state[name]}, this optimizer {self._options[name]}")
         mine = {"lr", "steps", *self._options, *self._state}
         if missing := sorted(mine - set(state)):
             raise ValueError(f"the state lacks {', '.join(missing)}: is it of another kind of optimizer?")
-        if unknown := sorted(set(state) - mine):
+        if unknown := sorted(map(str, set(state) - mine)):
             raise ValueError(f"the state has {', '.join(unknown)}, which {type(self).__name__} doesn't know")
         self._check({name: state[name] for name in ("lr", *self._options)})
         steps = state["steps"]
@@ -288,7 +291,7 @@ class _Optimizer:
             raise TypeError(f"steps is {type(steps).__name__}, expected an int")
         if steps < 0:
             raise ValueError(f"steps is {steps}, expected a number from 0")
-        arrays = {name: np.asarray(state[name]) for name in self._state}
+        arrays = {name: as_array(name, state[name]) for name in self._state}
         for name, array in arrays.items():
             own = self._state[name]
             if array.dtype != own.dtype:
@@ -328,8 +331,9 @@ class SGD(_Optimizer):
     def __init__(
         self, model: Any, lr: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
     ) -> None:
-        self._vectors = ("v",) if momentum else ()
-        super().__init__(model, lr, momentum=momentum, nesterov=int(bool(nesterov)), weight_decay=weight_decay)
+        self._vectors = ("v",) if check_number("momentum", momentum) else ()
+        ahead = int(check_flag("nesterov", nesterov))
+        super().__init__(model, lr, momentum=momentum, nesterov=ahead, weight_decay=weight_decay)
 
     def _update(self, w: np.ndarray, g: np.ndarray, *vectors: np.ndarray) -> None:
         momentum = self._options["momentum"] or None
@@ -363,7 +367,8 @@ class Adagrad(_Optimizer):
     def __init__(
         self, model: Any, lr: float, eps: float = 1e-10, inside_sqrt: bool = False, weight_decay: float = 0.0
     ) -> None:
-        super().__init__(model, lr, eps=eps, inside_sqrt=int(bool(inside_sqrt)), weight_decay=weight_decay)
+        inside = int(check_flag("inside_sqrt", inside_sqrt))
+        super().__init__(model, lr, eps=eps, inside_sqrt=inside, weight_decay=weight_decay)
 
     def _update(self, w: np.ndarray, g: np.ndarray, *vectors: np.ndarray) -> None:
         _run(kernels.adagrad, w.size, self._lr, *self._root(), w, g, *vectors, self._decay())
@@ -446,16 +451,17 @@ class RMSProp(_Optimizer):
         weight_decay: float = 0.0,
         inside_sqrt: bool = False,
     ) -> None:
-        self._vectors = ("s", *(("m",) if centered else ()), *(("v",) if momentum else ()))
+        centered, moves = check_flag("centered", centered), check_number("momentum", momentum) != 0
+        self._vectors = ("s", *(("m",) if centered else ()), *(("v",) if moves else ()))
         super().__init__(
             model,
             lr,
             alpha=alpha,
             eps=eps,
             momentum=momentum,
-            centered=int(bool(centered)),
+            centered=int(centered),
             weight_decay=weight_decay,
-            inside_sqrt=int(bool(inside_sqrt)),
+            inside_sqrt=int(check_flag("inside_sqrt", inside_sqrt)),
         )
 
     def _update(self, w: np.ndarray, g: np.ndarray, *vectors: np.ndarray) -> None:

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .checks import check_array, check_size, said
+from .checks import check_array, check_choice, check_size, said
 
 __all__ = ["Stream", "StreamPool"]
 
@@ -112,6 +112,8 @@ class _Plan:
             raise TypeError(f"x has dtype {ids.dtype}, expected {wanted}")
         if ids.ndim != len(lead) or (lead in sizes and ids.size != sizes[lead]):
             raise ValueError(f"x has shape {ids.shape}, expected {wanted}")
+        if not ids.flags.c_contiguous:
+            ids = ids.copy()  # of a view of one number that claims any shape, this fails at once
         if ids.size and (ids.min() < 0 or ids.max() >= self.size):
             raise ValueError(f"x holds {ids.min()} to {ids.max()}, {inside}" if lead else f"x is {ids}, {inside}")
         return ids.astype(np.int64, copy=False)
@@ -305,8 +307,7 @@ class StreamPool:
         capacity = check_size("capacity", capacity)
         if capacity >= ROWS:
             raise ValueError(f"capacity is {capacity}, expected less than {ROWS}")
-        if full not in FULL:
-            raise ValueError(f"full is {full!r}, expected one of {', '.join(map(repr, FULL))}")
+        check_choice("full", full, FULL)
         if isinstance(linger_us, bool) or not isinstance(linger_us, int | float | np.number):
             raise TypeError(f"linger_us is {type(linger_us).__name__}, expected a number of microseconds")
         if not 0 <= linger_us <= 1e9:

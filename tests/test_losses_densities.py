@@ -453,7 +453,7 @@ K5, KO, LL = np.zeros((3, 2, 5)), np.zeros((3, 2, 5, 4)), np.zeros((3, 2, 4, 4))
             ValueError,
             "correlation has shape .* of logits",
         ),
-        (lambda: fr.kl_divergence("gamma", Y, Y), ValueError, "kind is 'gamma', expected one of 'categorical'"),
+        (lambda: fr.kl_divergence("gamma", Y, Y), ValueError, "kind is 'gamma', expected 'categorical'"),
         (lambda: fr.kl_divergence("gaussian", Y, Y), TypeError, r"p is ndarray, expected the tuple \(mean, log_var"),
         (lambda: fr.kl_divergence("gaussian", (Y, Y), (Y[0], Y[0])), ValueError, r"q: mean has shape \(2, 4\)"),
         (lambda: fr.kl_divergence("categorical", Y, Y[0]), ValueError, r"q: logits has shape \(2, 4\)"),

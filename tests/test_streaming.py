@@ -609,7 +609,7 @@ def test_arguments_of_a_pool():
         ({"capacity": 0}, ValueError, ("capacity is 0", "at least 1")),
         ({"capacity": 1.5}, TypeError, ("capacity is float",)),
         ({"capacity": 2**32}, ValueError, ("capacity is 4294967296",)),
-        ({"capacity": 1, "full": "wait"}, ValueError, ("full is 'wait'", "'grow', 'evict', 'raise'")),
+        ({"capacity": 1, "full": "wait"}, ValueError, ("full is 'wait'", "'grow', 'evict' or 'raise'")),
         ({"capacity": 1, "linger_us": -1}, ValueError, ("linger_us is -1",)),
         ({"capacity": 1, "linger_us": float("nan")}, ValueError, ("linger_us is nan",)),
         ({"capacity": 1, "linger_us": "1"}, TypeError, ("linger_us is str",)),

@@ -83,7 +83,10 @@ def _pages(size: int) -> np.ndarray:
     if not hasattr(mmap, "MAP_PRIVATE"):
         return np.empty(size, np.uint8)
     # Private: a shared mapping, the default, would still be one memory in parent and child after a fork.
-    memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no memory for an array of {size:,} bytes") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_array, check_probability
+from ..checks import check_probability, make_generator
 from .layer import Layer, Tape, check_tape
+from .steps import check_floats
 
 
 class Dropout(Layer):
@@ -29,7 +30,7 @@ class Dropout(Layer):
     def __init__(self, p: float, seed: int | None = None) -> None:
         super().__init__({})
         self.p = check_probability("p", p)
-        self.rng = np.random.default_rng(seed)
+        self.rng = make_generator(seed)
 
     def generators(self) -> list[np.random.Generator]:
         return [self.rng] if self.p else []
@@ -46,7 +47,7 @@ class Dropout(Layer):
 
     def backward(self, tape: Tape, dy: Any) -> np.ndarray:
         """dx"""
-        shape = check_tape(tape).shape
+        shape = check_tape(tape, self).shape
         dy = self._checked("dy", dy)
         if dy.shape != shape:
             raise ValueError(f"dy has shape {dy.shape}, expected {shape}, that of y")
@@ -54,5 +55,4 @@ class Dropout(Layer):
 
     @staticmethod
     def _checked(name: str, x: Any) -> np.ndarray:
-        dtype = x.dtype if isinstance(x, np.ndarray) and x.dtype.kind == "f" else np.dtype("float32")
-        return check_array(name, x, dtype, "...", {})
+        return check_floats(name, x, "...", {})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_array, check_dtype, check_indices, check_size
+from ..checks import check_array, check_choice, check_dtype, check_indices, check_size, make_generator
 from ..kernels import embedding as kernels
 from ..simd.target import lanes
 from ..threads import launch, workers_for
@@ -40,7 +40,7 @@ class Embedding(Layer):
         self, num: int, dim: int, dtype: Any = "float32", seed: int | None = None, frozen: bool = False
     ) -> None:
         self._build(num, dim, dtype, frozen)
-        self.store.assign({"weight": np.random.default_rng(seed).standard_normal((self.num, self.dim))})
+        self.store.assign({"weight": make_generator(seed).standard_normal((self.num, self.dim))})
 
     def _build(self, num: int, dim: int, dtype: Any, frozen: bool) -> None:
         self.num, self.dim, self.dtype = check_size("num", num), check_size("dim", dim), check_dtype(dtype)
@@ -86,10 +86,7 @@ class Embedding(Layer):
                 raise TypeError(f"words[{k}] is {type(word).__name__}, expected a str")
         if not words:
             raise ValueError("words is empty, expected at least one word")
-        if missing not in MISSING:
-            raise ValueError(
-                f"missing is {missing!r}, expected {', '.join(map(repr, MISSING[:-1]))} or {MISSING[-1]!r}"
-            )
+        check_choice("missing", missing, MISSING)
         rows = np.array([index.get(word, -1) for word in words])
         absent = np.flatnonzero(rows < 0)
         if absent.size and missing == "error":
@@ -106,7 +103,7 @@ class Embedding(Layer):
             weight[known] = matrix[rows[known]]
             if absent.size and missing == "random":
                 scale = float(matrix.std(dtype=np.float64))
-                weight[absent] = scale * np.random.default_rng(seed).standard_normal((absent.size, layer.dim))
+                weight[absent] = scale * make_generator(seed).standard_normal((absent.size, layer.dim))
         return layer
 
     @property
@@ -154,7 +151,7 @@ class Embedding(Layer):
 
     def backward(self, tape: Tape, dy: Any) -> None:
         """Adds each row of dy (..., dim) to the gradient of the row it came from, unless the matrix is frozen."""
-        shape = check_tape(tape).shape
+        shape = check_tape(tape, self).shape
         dy = check_array("dy", dy, self.dtype, "... D", {"D": self.dim})
         if dy.shape[:-1] != shape:
             raise ValueError(f"dy has shape {dy.shape}, expected {(*shape, self.dim)}, that of y")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_dtype, check_size
+from ..checks import check_choice, check_dtype, check_flag, check_size
 from ..kernels import gru as kernels
 from ..kernels.panels import TAPE
 from ..simd.target import COLS, lanes
@@ -86,12 +86,12 @@ class GRU(Recurrent):
         layer_norm: bool = False,
         layer_norm_eps: float = EPSILON,
     ) -> None:
-        if reset not in RESETS:
-            raise ValueError(f"reset is {reset!r}, expected 'after' or 'before'")
+        check_choice("reset", reset, RESETS)
+        layer_norm = check_flag("layer_norm", layer_norm)
         if layer_norm and reset == "before":
             raise ValueError("layer_norm is True with reset='before', expected reset='after'")
         self.reset = reset
-        self.layer_norm, self.layer_norm_eps = bool(layer_norm), check_epsilon(layer_norm_eps, check_dtype(dtype))
+        self.layer_norm, self.layer_norm_eps = layer_norm, check_epsilon(layer_norm_eps, check_dtype(dtype))
         h = check_size("hidden_size", hidden_size)
         extra = [(f"weight_ln_{of}", (3 * h,)) for of in ("ih", "hh")] if layer_norm else []
         super().__init__(

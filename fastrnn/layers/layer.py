@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,17 @@ class Layer:
         """The random generators that `forward` draws from (dropout), for whoever wants to save their state."""
         return []
 
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Puts `generators` back when what is done within fails: a wrong argument of a later layer is seen late."""
+        before = [(generator, generator.bit_generator.state) for generator in self.generators()]
+        try:
+            yield
+        except BaseException:
+            for generator, state in before:
+                generator.bit_generator.state = state
+            raise
+
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters, named and shaped as PyTorch's."""
         return {name: value.copy() for name, value in self.params.items()}
@@ -97,21 +109,21 @@ class Tape:
 
     def open(self, layer: Layer) -> Any:
         """What was kept, once, for `layer`."""
-        self._check_layer(layer)
-        if self.versions != self._versions():
-            raise ValueError("the parameters have changed since forward made this tape; run forward again")
+        self.check(layer)
         with self._lock:
             kept, self.kept = self.kept, None
         return self._check_kept(kept)
 
+    def check(self, layer: Layer) -> None:
+        """Raises for another layer's tape, and for one of old parameters."""
+        check_tape(self, layer)
+        if self.versions != self._versions():
+            raise ValueError("tape is old: the parameters have changed since forward made this tape; run forward again")
+
     def look(self, layer: Layer) -> Any:
         """What was kept, for `layer`, to be read only: the tape is not used up."""
-        self._check_layer(layer)
+        check_tape(self, layer)
         return self._check_kept(self.kept)
-
-    def _check_layer(self, layer: Layer) -> None:
-        if self.layer is not layer:
-            raise ValueError("tape comes from another layer's forward; pass the one that this layer's forward returned")
 
     @staticmethod
     def _check_kept(kept: Any) -> Any:
@@ -120,8 +132,10 @@ class Tape:
         return kept
 
 
-def check_tape(tape: Any) -> Tape:
-    """`tape`, if it is one."""
+def check_tape(tape: Any, layer: Layer) -> Tape:
+    """`tape`, if it is one, and of this layer."""
     if not isinstance(tape, Tape):
         raise TypeError(f"tape is {type(tape).__name__}, expected what forward returned")
+    if tape.layer is not layer:
+        raise ValueError("tape comes from another layer's forward; pass the one that this layer's forward returned")
     return tape

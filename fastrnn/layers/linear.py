@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_array, check_dtype, check_size
+from ..checks import check_array, check_dtype, check_flag, check_size, make_generator
 from .layer import Layer, Tape, check_tape
 from .products import add_column_sums, add_gradient, multiply, pack
 from .store import Store
@@ -30,13 +30,13 @@ class Linear(Layer):
     ) -> None:
         self.in_features = check_size("in_features", in_features)
         self.out_features = check_size("out_features", out_features)
-        self.bias, self.dtype = bool(bias), check_dtype(dtype)
+        self.bias, self.dtype = check_flag("bias", bias), check_dtype(dtype)
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
         self.store = Store(shapes, self.dtype)
         super().__init__({"": self.store})
-        rng, bound = np.random.default_rng(seed), 1 / math.sqrt(self.in_features)
+        rng, bound = make_generator(seed), 1 / math.sqrt(self.in_features)
         self.store.assign({name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()})
         self._none = np.empty(0, self.dtype)
 
@@ -61,7 +61,7 @@ class Linear(Layer):
 
     def backward(self, tape: Tape, dy: Any) -> np.ndarray:
         """dx (..., I) from dy (..., O); adds dV = dy^T x and dc = sum of dy into `grads`."""
-        shape = check_tape(tape).shape
+        shape = check_tape(tape, self).shape
         dy = check_array("dy", dy, self.dtype, "... O", {"O": self.out_features})
         if dy.shape[:-1] != shape[:-1]:
             raise ValueError(f"dy has shape {dy.shape}, expected {(*shape[:-1], self.out_features)}, that of y")

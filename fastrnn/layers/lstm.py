@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_dtype, check_size
+from ..checks import check_choice, check_dtype, check_flag, check_size
 from ..kernels import lstm as kernels
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
@@ -111,19 +111,18 @@ class LSTM(Recurrent):
         layer_norm: bool = False,
         layer_norm_eps: float = EPSILON,
     ) -> None:
-        if peephole not in PEEPHOLES:
-            raise ValueError(f"peephole is {peephole!r}, expected None, 'diagonal' or 'full'")
-        self.peephole, self.coupled = peephole, bool(coupled)
+        self.peephole, self.coupled = check_choice("peephole", peephole, PEEPHOLES), check_flag("coupled", coupled)
         self.activations = _check_activations(activations)
         h = check_size("hidden_size", hidden_size)
         self.proj_size = o = check_size("proj_size", proj_size, 0)
         if o >= h:
             raise ValueError(f"proj_size is {o}, expected less than hidden_size={h}, or 0 for no projection")
         self.clip = _check_clip(clip, check_dtype(dtype))
-        self.layer_norm, self.layer_norm_eps = bool(layer_norm), check_epsilon(layer_norm_eps, check_dtype(dtype))
+        layer_norm = check_flag("layer_norm", layer_norm)
+        self.layer_norm, self.layer_norm_eps = layer_norm, check_epsilon(layer_norm_eps, check_dtype(dtype))
         if layer_norm and peephole == "full":
             raise ValueError("layer_norm is True with peephole='full', expected peephole=None or 'diagonal'")
-        self.gates = 3 if coupled else 4
+        self.gates = 3 if self.coupled else 4
         see = self.gates - 1
         extra: list[tuple[str, tuple[int, ...]]] = [("weight_hr", (o, h))] if o else []
         extra += [("weight_peep", (see, h) if peephole == "diagonal" else (see, h, h))] if peephole else []
@@ -347,6 +346,6 @@ def _check_activations(names: Any) -> tuple[str, ...]:
     if len(names) != 3:
         raise ValueError(f"activations has {len(names)} names, expected three: of i f o, of g, of c")
     for name in names:
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             raise ValueError(f"activations has {name!r}, expected names from {', '.join(ACTIVATIONS)}")
     return tuple(names)

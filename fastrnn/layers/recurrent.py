@@ -39,12 +39,15 @@ from numba.core import config
 
 from ..checks import (
     check_array,
+    check_choice,
     check_dtype,
+    check_flag,
     check_indices,
     check_lengths,
     check_probability,
     check_segments,
     check_size,
+    make_generator,
 )
 from ..kernels.panels import TAPE
 from ..simd.target import ROWS, lanes
@@ -206,7 +209,7 @@ class Recurrent(Layer):
         self.input_size = check_size("input_size", input_size)
         self.hidden_size = h = check_size("hidden_size", hidden_size)
         self.num_layers = check_size("num_layers", num_layers)
-        self.bias, self.batch_first = bool(bias), bool(batch_first)
+        self.bias, self.batch_first = check_flag("bias", bias), check_flag("batch_first", batch_first)
         self.dropout = check_probability("dropout", dropout)
         self.input_dropout = check_probability("input_dropout", input_dropout)
         self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
@@ -216,8 +219,8 @@ class Recurrent(Layer):
                 if p:
                     raise ValueError(f"layer_norm is True with {option}={getattr(self, option)}, expected {option}=0")
         self.dtype = check_dtype(dtype)
-        self.rng = np.random.default_rng(seed)
-        self.bidirectional = bool(bidirectional)
+        self.rng = make_generator(seed)
+        self.bidirectional = check_flag("bidirectional", bidirectional)
         self.directions = 2 if self.bidirectional else 1
         self.merge = _check_merge(merge, self.bidirectional)
         self._beside = 1 if merge == "sum" else self.directions  # outputs that lie side by side in y
@@ -294,23 +297,24 @@ class Recurrent(Layer):
         if self._ready is not None and lengths is None:
             # One small step, for streams: compiled code looks at the types and shapes. Whatever it does not take goes
             # the long way below, to be converted, or refused with a reason. (One text for any number of states, with
-            # stars, took 0.3 us of 2 more.)
+            # stars, took 0.3 us of 2 more.) It does not look at the order of bytes: once Numba has seen a misaligned
+            # array, it takes those of the other order for its like.
             try:
                 version, step = self._ready
-                if len(x) != 1 or version != self.store.version:
+                if len(x) != 1 or version != self.store.version or not x.dtype.isnative:
                     pass
-                elif self.states == 1:
+                elif self.states == 1 and state.dtype.isnative:
                     out = np.empty((2, *state.shape), self.dtype)
                     if step(x, out, state):
                         y, h = out
                         return y, h
-                else:
+                elif self.states == 2:
                     h0, c0 = state
                     out = np.empty((3, *h0.shape), self.dtype)
-                    if step(x, out, h0, c0):
+                    if h0.dtype.isnative and c0.dtype.isnative and step(x, out, h0, c0):
                         y, h, c = out
                         return y, (h, c)
-            except (TypeError, ValueError, AttributeError):
+            except (TypeError, ValueError, AttributeError, MemoryError):
                 pass
         y, final, _ = self._forward(x, state, lengths, training=False)
         return y, final
@@ -495,7 +499,7 @@ class Recurrent(Layer):
 
         Backpropagation through time (Werbos 1990). The tape is used up.
         """
-        steps, batch = check_tape(tape).shape
+        steps, batch = check_tape(tape, self).shape
         H, D = self._widths[0], self.directions
         letter = f"D*{self._letter(H)}" if self._beside > 1 else self._letter(H)
         sizes = {"T": steps, "B": batch, letter: self._beside * H}
@@ -595,7 +599,7 @@ class Recurrent(Layer):
         >>> np.allclose(v["c_l0"][1:], v["f_l0"][1:] * v["c_l0"][:-1] + v["i_l0"][1:] * v["g_l0"][1:])
         True
         """
-        layout, kept = check_tape(tape).look(self)
+        layout, kept = check_tape(tape, self).look(self)
         if kept[0].segments is not None:
             raise ValueError("tape is of a forward in segments, which keeps no gates; run forward without segments")
         named = {}
@@ -858,8 +862,7 @@ def _check_zoneout(value: Any, states: int) -> float | tuple[float, float]:
 
 def _check_merge(merge: Any, bidirectional: bool) -> str:
     """One of MERGES; a sum takes two directions."""
-    if merge not in MERGES:
-        raise ValueError(f"merge is {merge!r}, expected 'concat' or 'sum'")
+    check_choice("merge", merge, MERGES)
     if merge == "sum" and not bidirectional:
         raise ValueError("merge is 'sum', and there is one direction: only the two of bidirectional=True are summed")
     return merge

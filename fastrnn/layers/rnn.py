@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_choice, check_flag
 from ..kernels import rnn as kernels
 from ..simd.target import COLS, lanes
 from ..threads import launch, workers_for
@@ -86,12 +87,10 @@ class RNN(Recurrent):
         preactivation: bool = False,
         merge: str = "concat",
     ) -> None:
-        if nonlinearity not in kernels.NONLINEARITIES:
-            known = ", ".join(map(repr, kernels.NONLINEARITIES))
-            raise ValueError(f"nonlinearity is {nonlinearity!r}, expected one of {known}")
+        check_choice("nonlinearity", nonlinearity, kernels.NONLINEARITIES)
         self.nonlinearity = nonlinearity
         self._number = kernels.NONLINEARITIES.index(nonlinearity)
-        self.preactivation = bool(preactivation)
+        self.preactivation = check_flag("preactivation", preactivation)
         for name, p in (("recurrent_dropout", recurrent_dropout), ("zoneout", zoneout)):
             if self.preactivation and p:
                 raise ValueError(f"{name} is {p!r} with preactivation=True, expected one of them")

@@ -69,16 +69,17 @@ class Sequential(Layer):
         """`y, state, tape`, or `y, tape` if no layer has a state. `segments` goes to every recurrent layer: see
         `LSTM.forward`.
         """
-        y, final, kept = self._run(x, state, lengths, training=True, segments=segments)
+        with self.drawing():
+            y, final, kept = self._run(x, state, lengths, training=True, segments=segments)
         tape = Tape(self, np.shape(y), kept)
         return (y, final, tape) if self.recurrent else (y, tape)
 
     def backward(self, tape: Tape, dy: Any, dstate: Any = None) -> Any:
         """`dx, dstate`, or `dx`; adds into `grads`."""
-        check_tape(tape)
+        check_tape(tape, self).check(self)
         states = self._states("dstate", dstate)
-        kept = tape.open(self)
-        out: list[Any] = []
+        self._check_states(tape, states)
+        kept, out = tape.look(self), []
         for layer, one in zip(reversed(self.layers), reversed(kept), strict=True):
             if one is None:  # an embedding whose gradient the recurrent layer has added
                 continue
@@ -87,12 +88,23 @@ class Sequential(Layer):
                 out.append(d)
             else:
                 dy = layer.backward(one, dy)  # type: ignore[attr-defined]
+            # The last layer has looked at dy, and used up its own tape: from here on nothing can be wrong.
+            tape.kept = None
         return (dy, tuple(reversed(out))) if self.recurrent else dy
+
+    def _check_states(self, tape: Tape, states: list[Any]) -> None:
+        """Raises what some layer's `backward` would raise for its dstate, before any of them has added a gradient."""
+        parts = [pair for pair in zip(self.layers, tape.look(self), strict=True) if pair[0].recurrent]
+        for (layer, one), dstate in zip(parts, states, strict=True):
+            if isinstance(layer, Sequential):
+                layer._check_states(one, layer._states("dstate", dstate))
+            else:
+                layer._state("dstate", dstate, one.shape[1])  # type: ignore[attr-defined]
 
     def intermediates(self, tape: Tape) -> dict[str, np.ndarray]:
         """Those of every recurrent layer, named as the parameters: "1.f_l0". See `LSTM.intermediates`."""
         named: dict[str, np.ndarray] = {}
-        for k, (layer, one) in enumerate(zip(self.layers, check_tape(tape).look(self), strict=True)):
+        for k, (layer, one) in enumerate(zip(self.layers, check_tape(tape, self).look(self), strict=True)):
             if isinstance(layer, Recurrent | Sequential):
                 named.update({f"{k}.{name}": a for name, a in layer.intermediates(one).items()})
         return named

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_array, check_lengths, check_size
+from ..checks import check_array, check_flag, check_lengths, check_size
 from .layer import Layer, Tape, check_tape
 
 
 def check_floats(name: str, x: Any, letters: str, sizes: dict[str, int]) -> np.ndarray:
-    """`x` in the float type that it has, float32 if it has none."""
-    dtype = x.dtype if isinstance(x, np.ndarray) and x.dtype.kind == "f" else np.dtype("float32")
-    return check_array(name, x, dtype, letters, sizes)
+    """`x` in float64 if it is of that type, else in float32."""
+    wide = isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.dtype.itemsize == 8
+    return check_array(name, x, np.dtype("float64" if wide else "float32"), letters, sizes)
 
 
 class _Pool(Layer):
@@ -29,7 +29,7 @@ class _Pool(Layer):
 
     def __init__(self, batch_first: bool = False) -> None:
         super().__init__({})
-        self.batch_first = bool(batch_first)
+        self.batch_first = check_flag("batch_first", batch_first)
 
     def __call__(self, x: Any, lengths: Any = None) -> np.ndarray:
         """y (B, H)
@@ -46,7 +46,7 @@ class _Pool(Layer):
 
     def backward(self, tape: Tape, dy: Any) -> np.ndarray:
         """dx, in the shape of x, from dy (B, H)."""
-        shape = check_tape(tape).shape
+        shape = check_tape(tape, self).shape
         dy = check_floats("dy", dy, "B H", {"B": shape[1], "H": shape[2]})
         dtype, lengths = tape.open(self)
         dx = np.zeros(shape, dtype)
@@ -84,7 +84,7 @@ class Last(_Pool):
 
     def __init__(self, batch_first: bool = False, bidirectional: bool = False) -> None:
         super().__init__(batch_first)
-        self.bidirectional = bool(bidirectional)
+        self.bidirectional = check_flag("bidirectional", bidirectional)
 
     def _steps(self, x: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray]:
         x, lengths = super()._steps(x, lengths)
@@ -153,13 +153,14 @@ class Repeat(Layer):
 
     def __init__(self, steps: int, batch_first: bool = False) -> None:
         super().__init__({})
-        self.steps, self.batch_first = check_size("steps", steps), bool(batch_first)
+        self.steps, self.batch_first = check_size("steps", steps), check_flag("batch_first", batch_first)
 
     def __call__(self, x: Any) -> np.ndarray:
         """x (B, I), or integers (B,), to (T, B, I) or (T, B); with batch_first, (B, T, I) or (B, T)."""
         if isinstance(x, np.ndarray) and x.dtype.kind in "iu":
             if x.ndim != 1:
                 raise ValueError(f"x has shape {x.shape}, expected indices (B,), or floats (B, I)")
+            x = np.asarray(x, x.dtype.newbyteorder("="))
         else:
             x = check_floats("x", x, "B I", {})
         axis = 1 if self.batch_first else 0
@@ -172,7 +173,7 @@ class Repeat(Layer):
 
     def backward(self, tape: Tape, dy: Any) -> np.ndarray | None:
         """dx (B, I), the sum of dy over the steps, in ascending order; None for indices, whose dy is None."""
-        shape = check_tape(tape).shape
+        shape = check_tape(tape, self).shape
         if len(shape) == 2:
             if dy is not None:
                 raise TypeError(f"dy is {type(dy).__name__}, expected None: indices have no gradient")

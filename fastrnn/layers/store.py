@@ -5,7 +5,9 @@ Layers, optimizers and models share it; only it knows when values have changed.
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import as_array, check_mapping
 from . import buffers
 
 ALIGN = 64  # bytes: a parameter begins on a cache line of its own
@@ -36,9 +39,11 @@ class Store:
         self._where: dict[str, slice] = {}
         size = 0
         for name, shape in self.shapes.items():
-            n = int(np.prod(shape))
+            n = math.prod(shape)
             self._where[name] = slice(size, size + n)
             size += -(-n // step) * step
+        if size * dtype.itemsize > sys.maxsize:
+            raise MemoryError(f"{size:,} parameters are more than there are addresses for")
         self._values, self.grads = buffers.aligned(size, dtype), buffers.aligned(0 if frozen else size, dtype)
         self._values.fill(0)
         self.grads.fill(0)
@@ -77,16 +82,18 @@ class Store:
             for name, array in checked.items():
                 values[self._where[name]] = array.reshape(-1)
 
-    def _checked(self, name: str, array: Any) -> np.ndarray:
+    def _checked(self, name: str, array: Any, said: str | None = None) -> np.ndarray:
+        """`array` as parameter `name`; said : what the caller knows it as."""
+        said = said or name
         if name not in self.shapes:
             raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self.shapes)}")
         if hasattr(array, "detach"):  # a PyTorch tensor
             array = array.detach().cpu().numpy()
-        array = np.asarray(array)
+        array = as_array(said, array)
         if array.dtype.kind not in "fiu":
-            raise TypeError(f"{name} has dtype {array.dtype}, expected numbers")
+            raise TypeError(f"{said} has dtype {array.dtype}, expected numbers")
         if array.shape != self.shapes[name]:
-            raise ValueError(f"{name} has shape {array.shape}, expected {self.shapes[name]}")
+            raise ValueError(f"{said} has shape {array.shape}, expected {self.shapes[name]}")
         return array.astype(self.dtype)
 
     def made(self, what: Any, make: Callable[[], Any]) -> Any:
@@ -138,7 +145,7 @@ class Params(MutableMapping[str, np.ndarray]):
         self._stores = stores  # prefix -> store
 
     def _find(self, name: str) -> tuple[Store, str]:
-        for prefix, store in self._stores.items():
+        for prefix, store in self._stores.items() if isinstance(name, str) else ():
             if name.startswith(prefix) and name[len(prefix) :] in store.shapes:
                 return store, name[len(prefix) :]
         raise KeyError(f"there is no parameter {name!r}; there are {', '.join(self)}")
@@ -149,7 +156,7 @@ class Params(MutableMapping[str, np.ndarray]):
 
     def __setitem__(self, name: str, array: Any) -> None:
         store, own = self._find(name)
-        store.assign({own: array})
+        store.assign({own: store._checked(own, array, name)})
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("parameters cannot be removed from a layer")
@@ -162,6 +169,7 @@ class Params(MutableMapping[str, np.ndarray]):
 
     def load(self, new: Mapping[str, Any]) -> None:
         """Sets all parameters from a complete mapping; on an error none."""
+        check_mapping("d", new)
         missing, unknown = [n for n in self if n not in new], [n for n in new if n not in self]
         if missing or unknown:
             both = (("missing", missing), ("unknown", unknown))
@@ -170,7 +178,7 @@ class Params(MutableMapping[str, np.ndarray]):
         parts: dict[int, tuple[Store, dict[str, Any]]] = {}
         for name, array in new.items():
             store, own = self._find(name)
-            parts.setdefault(id(store), (store, {}))[1][own] = store._checked(own, array)
+            parts.setdefault(id(store), (store, {}))[1][own] = store._checked(own, array, name)
         for store, values in parts.values():
             store.assign(values)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_array, check_indices, check_number
+from ..checks import as_array, check_array, check_flag, check_indices, check_number
 from ..kernels import softmax as kernels
 from ..threads import launch, workers_for
 from .elements import check_reduction, counted, dtype_of, nothing_counts
@@ -78,7 +78,7 @@ def cross_entropy(
     >>> round(fr.cross_entropy(logits, [1, -1], ignore_index=-1)[0], 6)  # -log 0.5
     0.693147
     """
-    x = _logits(logits)
+    x, gradient = _logits(logits), check_flag("gradient", gradient)
     rows = Rows(x.shape, x.dtype, targets, reduction, label_smoothing, weight, ignore_index, mask, lengths)
     dx = np.empty(x.shape if gradient else 0, x.dtype)
     losses = np.empty(len(rows.targets))
@@ -107,7 +107,7 @@ class Rows:
         whole: bool = True,
     ) -> None:
         self.V = V = shape[-1]
-        e = check_number("label_smoothing", label_smoothing) if label_smoothing != 0.0 else 0.0
+        e = check_number("label_smoothing", label_smoothing)
         if not 0.0 <= e <= 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing!r}, expected a number from 0 to 1")
         check_reduction(reduction)
@@ -233,7 +233,7 @@ def _logits(logits: Any) -> np.ndarray:
 
 def _probabilities(targets: Any, shape: tuple[int, ...]) -> bool:
     """Whether targets for logits of that shape are probabilities, not classes."""
-    t = np.asarray(targets)
+    t = as_array("targets", targets)
     return t.dtype.kind == "f" and t.shape == shape
 
 
@@ -246,9 +246,9 @@ def _targets(
     targets: Any, shape: tuple[int, ...], ignore_index: int | None, counts: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """int64 (N,), each one that counts a class; and which of them count."""
-    if isinstance(targets, list | tuple) and not np.size(targets):
-        targets = np.empty(np.shape(targets), np.int64)  # an empty list has no type of its own
-    t = np.asarray(targets)
+    t = as_array("targets", targets)
+    if isinstance(targets, list | tuple) and not t.size:
+        t = np.empty(t.shape, np.int64)  # an empty list has no type of its own
     if t.dtype.kind in "iu":
         if t.shape != shape[:-1]:
             raise ValueError(f"targets has shape {t.shape}, expected {shape[:-1]} for logits (..., V) = {shape}")

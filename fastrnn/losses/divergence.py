@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_array
+from ..checks import check_array, check_choice
 from .densities import LOG_TAU, diagonal, solve_lower
 from .elements import check_same, dtype_of, times, wide
 
@@ -120,9 +120,7 @@ def _entropy(kind: str, a: list[np.ndarray]) -> np.ndarray:
 
 def _parameters(what: str, kind: str, given: Any) -> list[np.ndarray]:
     """The parameters of p or q, checked, in float64."""
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
-    names = KINDS[kind]
+    names = KINDS[check_choice("kind", kind, KINDS)]
     if len(names) == 1:
         letters = "... V" if kind == "categorical" else "..."
         a = check_array(f"{what}: logits", given, dtype_of(given), letters, {})

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_array
+from ..checks import as_array, check_array, check_choice
 
 
 def check_reduction(reduction: Any) -> None:
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction is {reduction!r}, expected 'mean' or 'sum'")
+    check_choice("reduction", reduction, ("mean", "sum"))
 
 
 def dtype_of(a: Any) -> np.dtype:
@@ -38,7 +37,7 @@ def counted(shape: tuple[int, ...], mask: Any, lengths: Any, features: bool = Fa
     if mask is not None and lengths is not None:
         raise ValueError("mask and lengths both say what counts: pass one of them")
     if mask is not None:
-        counts = np.asarray(mask)
+        counts = as_array("mask", mask)
         if counts.dtype.kind != "b":
             raise TypeError(f"mask has dtype {counts.dtype}, expected bool")
         if counts.shape != shape and not (features and shape and counts.shape == shape[:-1]):
@@ -47,7 +46,7 @@ def counted(shape: tuple[int, ...], mask: Any, lengths: Any, features: bool = Fa
     else:
         if len(shape) < 2:
             raise ValueError(f"lengths needs sequences (T, B, ...), and there are losses of shape {shape}")
-        ends = np.asarray(lengths)
+        ends = as_array("lengths", lengths)
         if ends.dtype.kind not in "iu":
             raise TypeError(f"lengths has dtype {ends.dtype}, expected integers")
         T, B = shape[:2]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_array, check_size
+from ..checks import check_array, check_flag, check_size
 from ..layers import buffers
 from ..layers.products import add_column_sums, add_gradient, multiply, pack
 from .categorical import Rows
@@ -67,7 +67,7 @@ def linear_cross_entropy(
     >>> head.grads["weight"][...] += dweight
     >>> head.grads["bias"][...] += dbias
     """
-    dtype = dtype_of(h)
+    dtype, gradient = dtype_of(h), check_flag("gradient", gradient)
     h = check_array("h", h, dtype, "... H", {})
     H = h.shape[-1]
     weight = check_array("weight", weight, dtype, "V H", {"H": H})

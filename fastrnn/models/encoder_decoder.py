@@ -90,10 +90,11 @@ class EncoderDecoder(Layer):
 
     def forward(self, x: Any, inputs: Any, lengths: Any = None, input_lengths: Any = None) -> tuple[np.ndarray, Tape]:
         """`y, tape`, with teacher forcing; arguments as those of a call."""
-        _, state, first = self.encoder.forward(x, **_given(lengths))  # type: ignore[attr-defined]
-        y, _, second = self.decoder.forward(  # type: ignore[attr-defined]
-            inputs, self._handed(state), **_given(input_lengths)
-        )
+        with self.drawing():
+            _, state, first = self.encoder.forward(x, **_given(lengths))  # type: ignore[attr-defined]
+            y, _, second = self.decoder.forward(  # type: ignore[attr-defined]
+                inputs, self._handed(state), **_given(input_lengths)
+            )
         return y, Tape(self, y.shape, (first, second))
 
     def backward(self, tape: Tape, dy: Any) -> tuple[Any, Any]:
@@ -101,7 +102,7 @@ class EncoderDecoder(Layer):
 
         dy : the gradient of y, in its shape
         """
-        shape = check_tape(tape).shape
+        shape = check_tape(tape, self).shape
         dy = check_array("dy", dy, self._dtype, "...", {})
         if dy.shape != shape:
             raise ValueError(f"dy has shape {dy.shape}, expected {shape}, that of y")
@@ -126,6 +127,10 @@ class EncoderDecoder(Layer):
         start, length = check_size("start", start, 0), check_size("length", length)
         if end is not None:
             end = check_size("end", end, 0)
+        known = self.decoder.parts()[0].width
+        for name, symbol in (("start", start), ("end", end)):
+            if known is not None and symbol is not None and symbol >= known:
+                raise ValueError(f"{name} is {symbol}, expected 0 <= {name} < {known}, a symbol that the decoder takes")
         _, state = self.encoder(x, **_given(lengths))  # type: ignore[operator]
         state = self._handed(state)
         batch = _batch(_leaves(self.decoder, state)[0])
