@@ -226,7 +226,7 @@ def test_what_fit_refuses_leaves_the_model_as_it_was(fitted, tmp_path):
         ({"proj_size": 3, "cell": "rnn"}, "proj_size is 3, and only an LSTM"),
         ({"reset": "before"}, "reset is 'before', and only a GRU has that: cell is 'lstm'"),
         ({"nonlinearity": "relu"}, "only an RNN"),
-        ({"nonlinearity": "elu", "cell": "rnn"}, "nonlinearity is 'elu', expected one of 'tanh', 'relu'"),
+        ({"nonlinearity": "elu", "cell": "rnn"}, "nonlinearity is 'elu', expected 'tanh', 'relu'"),
         ({"reset": "never", "cell": "gru"}, "reset is 'never', expected 'after' or 'before'"),
         ({"proj_size": 128}, "proj_size is 128, expected less than hidden_size=128"),
         ({"proj_size": -1}, "proj_size is -1"),
