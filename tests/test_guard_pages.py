@@ -283,7 +283,7 @@ def rows(size, dtype):
     y, dtable = np.empty((7, size), dtype), np.zeros_like(table)
     for pieces in (1, 2):
         vectors = -(-size // lanes(dtype))
-        args = (ids, table.reshape(-1), y.reshape(-1))
+        args = (np.where(ids == 2, -1, ids), table.reshape(-1), y.reshape(-1))
         threads.launch(embedding.gather, pieces, 1, 0, 7, size, pieces, *args)
         args = (ids, y.reshape(-1), dtable.reshape(-1))
         threads.launch(embedding.scatter_add, pieces, 1, 0, 7, size, min(pieces, vectors), *args)

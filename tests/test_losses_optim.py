@@ -261,7 +261,7 @@ def test_arguments_that_are_converted():
 @every_dtype
 @given(seed=seeds, N=st.integers(0, 9), V=st.integers(1, 6), D=CLASSES, pieces=st.integers(1, 4))
 def test_gather_and_scatter_add(dtype, seed, N, V, D, pieces):
-    """The rows, and the gradient added in ascending n, in any number of pieces."""
+    """The rows, and the gradient added in ascending n, in any number of pieces; zeros for -1."""
     rng = np.random.default_rng(seed)
     ids, weight, dy = rng.integers(0, V, N), draw(seed, V, D, dtype=dtype), draw(seed, N, D, dtype=dtype)
     y, dweight = np.full((N, D), np.nan, dtype), draw([seed, 1], V, D, dtype=dtype)
@@ -270,6 +270,9 @@ def test_gather_and_scatter_add(dtype, seed, N, V, D, pieces):
         expected[ids[n]] += dy[n]
     flat = (ids, weight.reshape(-1), y.reshape(-1))
     threads.launch(embedding.gather, 1, 1, 0, N, D, min(pieces, max(N, 1)), *flat)
+    some, rows = np.where(rng.random(N) < 0.3, -1, ids), np.full((N, D), np.nan, dtype)
+    threads.launch(embedding.gather, 1, 1, 0, N, D, min(pieces, max(N, 1)), some, flat[1], rows.reshape(-1))
+    assert_same_bits({"y": rows}, {"y": np.where(some[:, None] < 0, np.zeros(1, dtype), weight[ids])})
     pieces = min(pieces, -(-D // lanes(dtype)))
     threads.launch(embedding.scatter_add, 1, 1, 0, N, D, pieces, ids, dy.reshape(-1), dweight.reshape(-1))
     assert_same_bits({"y": y, "dweight": dweight}, {"y": weight[ids], "dweight": expected})

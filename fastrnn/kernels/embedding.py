@@ -1,4 +1,4 @@
-"""Rows of a table by index, and the gradient of that.
+"""Rows of a table by index, and the gradient of that; and rows of sequences from one layout into another.
 
     y[n, :] = weight[ids[n], :]        dweight[ids[n], :] += dy[n, :]
 
@@ -8,7 +8,7 @@ ascending n, so that its bits do not depend on how many there are. Nobody checks
 
 from .._jit import kernel
 from ..simd.sync import turns
-from ..simd.vector import fold, lanes, lanes_of, load, pointwise, store
+from ..simd.vector import fold, lanes, lanes_of, load, pointwise, store, zero
 
 
 @pointwise
@@ -17,6 +17,17 @@ def copy_row(to, to_off, source, source_off, columns):
 
     def body(k, left):
         store(to, to_off + k, load(source, source_off + k, left), left)
+        return ()
+
+    fold(columns, lanes(to), (), body)
+
+
+@pointwise
+def clear_row(to, to_off, columns):
+    """to (columns), written: zeros."""
+
+    def body(k, left):
+        store(to, to_off + k, zero(to), left)
         return ()
 
     fold(columns, lanes(to), (), body)
@@ -35,16 +46,19 @@ def add_row(to, to_off, source, source_off, columns):
 
 @kernel
 def gather(worker, workers, tickets, rows, columns, pieces, ids, weight, y):
-    """y[n, :] = weight[ids[n], :]
+    """y[n, :] = weight[ids[n], :], or zeros where ids[n] is -1
 
     pieces : into how many parts the rows are divided for the workers
-    ids : (rows,) int64, from 0 to V - 1, read
+    ids : (rows,) int64, from -1 to V - 1, read
     weight : (V, columns), read
     y : (rows, columns), written
     """
     for _, item in turns(tickets, 0, worker, workers, 1, pieces):
         for n in range(rows * item // pieces, rows * (item + 1) // pieces):
-            copy_row(y, n * columns, weight, ids[n] * columns, columns)
+            if ids[n] >= 0:
+                copy_row(y, n * columns, weight, ids[n] * columns, columns)
+            else:
+                clear_row(y, n * columns, columns)
 
 
 @kernel

@@ -11,12 +11,9 @@ from ..checks import check_array, check_choice, check_dtype, check_indices, chec
 from ..kernels import embedding as kernels
 from ..simd.target import lanes
 from ..threads import launch, workers_for
-from . import buffers
 from .layer import Layer, Tape, check_tape
+from .products import PIECES, gather
 from .store import Store
-
-# Into how many parts a look-up is divided for the workers.
-PIECES = 8
 
 MISSING = ("random", "zero", "error")
 
@@ -136,13 +133,7 @@ class Embedding(Layer):
         return self._rows(self.check(ids))
 
     def _rows(self, ids: np.ndarray) -> np.ndarray:
-        y = buffers.empty((*ids.shape, self.dim), self.dtype)
-        work, pieces = float(y.size), min(ids.size, PIECES)
-        launch(
-            kernels.gather, workers_for(work, pieces), 1, work,
-            ids.size, self.dim, pieces, ids.reshape(-1), self.flat, y.reshape(-1),
-        )  # fmt: skip
-        return y
+        return gather(self.flat.reshape(self.num, self.dim), ids.reshape(-1)).reshape(*ids.shape, self.dim)
 
     def forward(self, ids: Any) -> tuple[np.ndarray, Tape]:
         """`y, tape`"""

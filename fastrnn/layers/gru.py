@@ -125,7 +125,7 @@ class GRU(Recurrent):
             where.steps, kept_rows, i_size, hidden, run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
             empty if x is None else x.reshape(-1), ids, table, packed, wn,
-            run.h, gates, s.reshape(-1), *run.flat_masks(), run.masks.each,
+            run.h, gates, s.reshape(-1), *run.flat_masks(),
             *self._norm_forward(norm, run),
         )  # fmt: skip
         return (run.states[where.ends],), (gates, s, norm) if run.training else None
@@ -152,7 +152,7 @@ class GRU(Recurrent):
             of_h = of_h._replace(gates=2)
             wnt = self.store.made((name, "wn"), lambda: pack_tape(of_n, hidden, w[2 * hidden * hidden :], True))
         wt = self.store.made((name, "w"), lambda: pack_tape(of_h, hidden, w, True))
-        drop, _, keep = run.flat_masks()
+        drop, _, keep, _ = run.flat_masks()
         launch(
             kernels.gru_backward, share.workers, 2, 3.0 * total * hidden * hidden,
             where.steps, total, hidden, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import buffers
-
-NONE = np.empty(0, np.int64)
+from .products import NONE, gather
 
 
 class Direction(NamedTuple):
@@ -71,8 +70,8 @@ class Direction(NamedTuple):
 
     def bounds(self, pieces: int) -> np.ndarray:
         """(pieces + 1,) rows that divide the work of all steps into equal parts."""
-        if self.sizes is None:
-            return np.arange(pieces + 1) * self.batch // pieces
+        if self.sizes is None or pieces == 1:
+            return _equal(self.batch, pieces)
         done = np.cumsum(self.sizes)
         inner = np.searchsorted(done, done[-1] * np.arange(1, pieces) / pieces)
         return np.concatenate([[0], inner, [self.batch]])
@@ -86,7 +85,9 @@ class Layout(NamedTuple):
     total: int  # rows in all steps
     directions: tuple[Direction, ...]
     order: np.ndarray | None  # (B,) the rows, longest first; None: as they are
+    place: np.ndarray | None  # (B,) where each row comes in that order
     flat: np.ndarray | None  # (total,) where each row is in (T, B); None: as they are
+    back: np.ndarray | None  # (T B,) which row each of (T, B) is, or -1
 
     def pack(self, a: np.ndarray) -> np.ndarray:
         """(T, B, ...) -> (total, ...)"""
@@ -95,12 +96,8 @@ class Layout(NamedTuple):
 
     def unpack(self, a: np.ndarray) -> np.ndarray:
         """(total, ...) -> (T, B, ...), zeros past the ends."""
-        if self.flat is not None:
-            out = buffers.empty((self.steps * self.batch, *a.shape[1:]), a.dtype)
-            past = np.ones(len(out), bool)
-            past[self.flat] = False
-            out[past], out[self.flat] = 0, a
-            a = out
+        if self.back is not None:
+            a = gather(a, self.back)
         return a.reshape(self.steps, self.batch, *a.shape[1:])
 
     def times(self, a: np.ndarray, mask: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -119,17 +116,17 @@ class Layout(NamedTuple):
 
     def unsort(self, state: np.ndarray) -> np.ndarray:
         """(L, B, H) with its rows back in the caller's order."""
-        if self.order is None:
-            return state
-        out = np.empty_like(state)
-        out[:, self.order] = state
-        return out
+        return state if self.place is None else state.take(self.place, axis=1)
 
 
 def take(a: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """a[rows], in memory that is used again."""
-    out = buffers.empty((len(rows), *a.shape[1:]), a.dtype)
-    return np.take(a, rows, axis=0, out=out, mode="clip")  # with "raise" it would go through a copy
+    """a[rows], for numbers in rows or for indices."""
+    return a.take(rows) if a.ndim == 1 else gather(a, rows)
+
+
+@lru_cache(maxsize=64)
+def _equal(batch: int, pieces: int) -> np.ndarray:
+    return np.arange(pieces + 1) * batch // pieces
 
 
 @lru_cache(maxsize=64)
@@ -144,7 +141,7 @@ def uniform(steps: int, batch: int, directions: int) -> Layout:
         down = np.ascontiguousarray(slot[::-1]) + batch
         above, low = slice((steps + 1) * batch, (steps + 2) * batch), slice(batch, 2 * batch)
         both.append(Direction(batch, slots, down, counts, batch, 2 * batch, NONE, None, above, low, order=1))
-    return Layout(steps, batch, steps * batch, tuple(both), None, None)
+    return Layout(steps, batch, steps * batch, tuple(both), None, None, None, None)
 
 
 def ragged(steps: int, lengths: np.ndarray, directions: int) -> Layout:
@@ -153,7 +150,7 @@ def ragged(steps: int, lengths: np.ndarray, directions: int) -> Layout:
     order = np.argsort(-lengths, kind="stable")
     sizes = lengths[order]
     longest = int(sizes[0])
-    counts = (sizes[None, :] > np.arange(longest + 1)[:, None]).sum(axis=1)
+    counts = batch - np.bincount(sizes).cumsum()
     starts = np.concatenate([[0], np.cumsum(counts[:-1])])  # of each step, and the total
     total = int(starts[-1])
     at = np.concatenate([[0], batch + starts[:-1]])
@@ -164,4 +161,7 @@ def ragged(steps: int, lengths: np.ndarray, directions: int) -> Layout:
     both = [Direction(batch, batch + total, at, counts, batch, 0, index, None, start, ends, sizes)]
     if directions == 2:
         both.append(both[0]._replace(turned=starts[sizes[rank] - 1 - step] + rank))
-    return Layout(steps, batch, total, tuple(both), order, step * batch + order[rank])
+    flat = step * batch + order[rank]
+    place, back = np.empty_like(order), np.full(steps * batch, -1)
+    place[order], back[flat] = np.arange(batch), np.arange(total)
+    return Layout(steps, batch, total, tuple(both), order, place, flat, back)

@@ -181,7 +181,7 @@ class LSTM(Recurrent):
             where.at, where.counts, share.bounds,
             empty if x is None else x.reshape(-1), ids, table, packed, peep, full,
             wr, self._form, self._coupled, run.h, c.reshape(-1), gates, m.reshape(-1),
-            *run.flat_masks(), run.masks.each, None if cells is None else cells.reshape(-1),
+            *run.flat_masks(), None if cells is None else cells.reshape(-1),
             *self._norm_forward(norm, run),
         )  # fmt: skip
         kept = (c, c[where.shift :] if cells is None else cells, gates, m, norm) if run.training else None
@@ -207,7 +207,7 @@ class LSTM(Recurrent):
         wt = self.store.made((name, "w"), lambda: pack_tape(tape, o, w, not projected))
         peep, full = self._peepholes(name, backward=True)
         dhs = buffers.empty((total, o), self.dtype) if projected else empty
-        drop, _, keep, keep_c = run.flat_masks()
+        drop, _, keep, keep_c, _ = run.flat_masks()
         masked: tuple[Any, ...] = (drop, keep, None, None, None)
         if keep_c is not None:
             masked = (drop, keep, keep_c, cells.reshape(-1), np.empty(where.batch * hidden, self.dtype))

@@ -1,4 +1,6 @@
-"""Matrix products of whole arrays for layers: allocation and division of work around kernels/matmul.py."""
+"""Matrix products and rows of whole arrays for layers: allocation and division of work around kernels/matmul.py and
+kernels/embedding.py.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..kernels import matmul
+from ..kernels import embedding, matmul
 from ..kernels.panels import CHUNK, TAPE
 from ..simd.target import COLS, ROWS, lanes
 from ..simd.vector import block
 from ..threads import launch, workers_for
 from . import buffers
-from .layout import NONE
+
+NONE = np.empty(0, np.int64)
+
+# Into how many parts rows, or the columns of a table, are divided for the workers.
+PIECES = 8
 
 
 class Taped(NamedTuple):
@@ -25,22 +31,15 @@ class Taped(NamedTuple):
     first: int = 0  # the first of these gates in the tape
     turn: int = 0  # gate g of them belongs to gate (g + turn) % gates of the weights
 
-    @property
-    def block(self) -> int:
-        return block(self.a)
-
-    @property
-    def line(self) -> int:
-        return TAPE * self.block
+    def sizes(self) -> tuple[int, int, int]:
+        """Units of a block, blocks, numbers from row to row."""
+        unit = block(self.a)
+        return unit, -(-self.hidden // unit), TAPE * unit
 
     @property
     def start(self) -> np.ndarray:
         """From the first of these gates on."""
-        return self.a[self.first * self.block :]
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.hidden // self.block)
+        return self.a[self.first * block(self.a) :] if self.first else self.a
 
 
 def pack(rows: int, columns: int, source: np.ndarray, transposed: bool) -> np.ndarray:
@@ -56,10 +55,11 @@ def pack(rows: int, columns: int, source: np.ndarray, transposed: bool) -> np.nd
 def pack_tape(tape: Taped, columns: int, source: np.ndarray, whole: bool = False) -> np.ndarray:
     """B (gates H, columns) packed for products with `tape`; `whole`: as many columns as the tape has units."""
     w = lanes(source.dtype)
-    vectors = tape.blocks * (tape.block // w) if whole else -(-columns // w)
-    packed = buffers.aligned(tape.blocks * tape.gates * tape.block * vectors * w, source.dtype)
+    unit, blocks, _ = tape.sizes()
+    vectors = blocks * (unit // w) if whole else -(-columns // w)
+    packed = buffers.aligned(blocks * tape.gates * unit * vectors * w, source.dtype)
     work = 4.0 * packed.size
-    workers = workers_for(work, -(-vectors // COLS) * tape.blocks)
+    workers = workers_for(work, -(-vectors // COLS) * blocks)
     launch(
         matmul.pack_tape, workers, 1, work, tape.hidden, columns, vectors, tape.gates, tape.turn, source, packed
     )  # fmt: skip
@@ -79,8 +79,8 @@ def multiply(
     It is written into `out`, if given, or with `add` added to it.
     """
     if isinstance(a, Taped):
-        rows, seg, n_seg = a.rows, a.gates * a.block, a.blocks
-        left, r_stride, seg_stride = a.start, a.line, a.rows * a.line
+        unit, n_seg, r_stride = a.sizes()
+        rows, seg, left, seg_stride = a.rows, a.gates * unit, a.start, a.rows * r_stride
     else:
         rows, seg, n_seg = a.shape[0], a.shape[1], 1
         left, r_stride, seg_stride = a.reshape(-1), seg, 0
@@ -111,12 +111,12 @@ def add_gradient(
     columns = out.shape[1]
     w = lanes(x.dtype)
     if isinstance(a, Taped):
-        rows, gates, turn, height, width = a.rows, a.gates, a.turn, a.hidden, a.block
-        left, panel_stride, k_stride = a.start, rows * a.line, a.line
+        width, count, k_stride = a.sizes()
+        rows, gates, turn, height, left, panel_stride = a.rows, a.gates, a.turn, a.hidden, a.start, a.rows * k_stride
     else:
         rows, gates, turn, height, width = a.shape[0], 1, 0, out.shape[0], COLS * w
-        left, panel_stride, k_stride = a.reshape(-1), width, out.shape[0]
-    groups, count = -(-columns // (COLS * w)), -(-height // width)
+        left, panel_stride, k_stride, count = a.reshape(-1), width, out.shape[0], -(-height // width)
+    groups = -(-columns // (COLS * w))
     work = float(rows) * columns * gates * height
     workers = workers_for(work, groups * count)
     pieces = 1 if workers == 1 else min(count, max(1, -(-4 * workers // groups)))
@@ -135,3 +135,15 @@ def add_column_sums(out: np.ndarray, a: np.ndarray, order: int = 1) -> None:
     work = float(rows) * columns
     workers = workers_for(work, -(-columns // w))
     launch(matmul.column_sums, workers, 1, work, rows, columns, order, a.reshape(-1), out)
+
+
+def gather(a: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """a[ids], for a (V, columns) and ids (N,); zeros where an id is -1."""
+    rows, columns = len(ids), a.shape[1]
+    out = buffers.empty((rows, columns), a.dtype)
+    work, pieces = 40.0 * out.size, min(rows, PIECES)  # a copied number costs about as much as 40 multiply-adds
+    launch(
+        embedding.gather, workers_for(work, pieces), 1, work,
+        rows, columns, pieces, ids, np.ascontiguousarray(a).reshape(-1), out.reshape(-1),
+    )  # fmt: skip
+    return out

@@ -84,15 +84,11 @@ class Masks(NamedTuple):
 
     drop: np.ndarray | None  # (B, H): h' times it goes into the product with W
     keep: tuple[np.ndarray | None, ...]  # for each state (total, H), the share of the old one kept; in inference (H,)
-
-    @property
-    def each(self) -> bool:
-        """Whether zoneout has a mask for each row."""
-        return any(k is not None and k.ndim > 1 for k in self.keep)
+    each: bool  # whether zoneout has a mask for each row
 
     def of(self, rows: slice) -> Masks:
         """Those of some rows of x."""
-        return Masks(self.drop, tuple(k[rows] if k is not None and k.ndim > 1 else k for k in self.keep))
+        return self._replace(keep=tuple(None if k is None else k[rows] for k in self.keep)) if self.each else self
 
 
 class Run(NamedTuple):
@@ -111,11 +107,8 @@ class Run(NamedTuple):
     words: float | None  # with ids, dropout of the input: U x is multiplied by it, and 0 for id I; None without
     masks: Masks
     dropped: np.ndarray | None  # h times masks.drop, (slots, H)
+    i_size: int  # I, 0 for indices
     whole: bool = True  # all steps of the call, not a segment of them
-
-    @property
-    def i_size(self) -> int:
-        return 0 if self.x is None else self.x.shape[1]
 
     def before(self, states: np.ndarray, line: int) -> tuple[np.ndarray, int, np.ndarray]:
         """The state before each row's input, as `add_gradient` takes it: x, line, index."""
@@ -127,10 +120,10 @@ class Run(NamedTuple):
             return self.before(self.h, self.line)
         return self.before(self.dropped.reshape(-1), self.dropped.shape[1])
 
-    def flat_masks(self) -> list[np.ndarray | None]:
-        """The mask of h', h times it, and the masks of zoneout, flat, as kernels take them."""
-        arrays = (self.masks.drop, self.dropped, *self.masks.keep)
-        return [None if a is None else a.reshape(-1) for a in arrays]
+    def flat_masks(self) -> list[Any]:
+        """The mask of h', h times it, the masks of zoneout, flat, and whether these have rows, as kernels take them."""
+        drop, keep, each = self.masks
+        return [*(None if a is None else a.reshape(-1) for a in (drop, self.dropped, *keep)), each]
 
     def begin(self, h0: Any) -> None:
         """Writes the initial state, (B, H) or 0."""
@@ -214,6 +207,7 @@ class Recurrent(Layer):
         self.input_dropout = check_probability("input_dropout", input_dropout)
         self.recurrent_dropout = check_probability("recurrent_dropout", recurrent_dropout)
         self.zoneout = _check_zoneout(zoneout, self.states)
+        self._unmasked = None if any(self._zoneouts()) else Masks(None, (None,) * self.states, False)  # in inference
         if self.layer_norm:
             for option, p in (("recurrent_dropout", self.recurrent_dropout), ("zoneout", max(self._zoneouts()))):
                 if p:
@@ -396,7 +390,7 @@ class Recurrent(Layer):
                 dropped = None if masks.drop is None else buffers.empty((where.slots, H), self.dtype)
                 run = Run(
                     name, where, layout.total, xd, idsd, embedding, states, flat, own.shape[1], training, words,
-                    masks, dropped,
+                    masks, dropped, 0 if xd is None else xd.shape[1],
                 )  # fmt: skip
                 ends, tape = self._run(run, start) if count is None else self._run_segments(run, start, count)
                 for s, end in zip(final, ends, strict=True):
@@ -412,7 +406,7 @@ class Recurrent(Layer):
         y = layout.unpack(x)
         y = y.swapaxes(0, 1).copy() if self.batch_first else y
         tape = Tape(self, (steps, batch), (layout, kept)) if training else None
-        final = tuple(layout.unsort(s) for s in final)
+        final = final if layout.order is None else tuple(layout.unsort(s) for s in final)
         return y, final if self.states > 1 else final[0], tape
 
     def _run_segments(
@@ -469,7 +463,8 @@ class Recurrent(Layer):
             for _ in range(self.directions):
                 drop = self.mask((batch, self._widths[0]), p_h) if p_h else None
                 sizes = zip(self._widths, shares, strict=True)
-                each.append(Masks(drop, tuple(self._keep((steps, batch, size), p) if p else None for size, p in sizes)))
+                keep = tuple(self._keep((steps, batch, size), p) if p else None for size, p in sizes)
+                each.append(Masks(drop, keep, any(shares)))
             drawn.append((of_x, each))
         return drawn
 
@@ -480,15 +475,14 @@ class Recurrent(Layer):
     def _masks(self, drawn: Masks | None, layout: Layout, where: Direction) -> Masks:
         """Those of one direction with their rows as the layout has them; in inference the expectation of zoneout."""
         if drawn is None:
-            shares = self._zoneouts()
-            if not any(shares):
-                return Masks(None, (None,) * self.states)
-            sizes = zip(self._widths, shares, strict=True)
-            return Masks(None, tuple(np.full(size, p, self.dtype) if p else None for size, p in sizes))
+            if self._unmasked is not None:
+                return self._unmasked
+            sizes = zip(self._widths, self._zoneouts(), strict=True)
+            return Masks(None, tuple(np.full(size, p, self.dtype) if p else None for size, p in sizes), False)
         drop, packed = drawn.drop, [None if k is None else layout.pack(k) for k in drawn.keep]
         if where.turned is not None:
             packed = [None if k is None else take(k, where.turned) for k in packed]
-        return Masks(None if drop is None else layout.sort(drop[None])[0], tuple(packed))
+        return drawn._replace(drop=None if drop is None else layout.sort(drop[None])[0], keep=tuple(packed))
 
     def backward(self, tape: Tape, dy: Any, dstate: Any = None) -> tuple[np.ndarray | None, Any]:
         """`dx, dstate`, and adds the gradients of all parameters into `grads`.
@@ -520,14 +514,14 @@ class Recurrent(Layer):
                 if dy is not None and self._beside < D:
                     dy = np.concatenate([dy, dy], axis=1)  # of each direction
                 for d, (run, own) in enumerate(one.runs):
-                    dstate = tuple(s[layer * D + d] for s in d_all)
+                    dstate = tuple([s[layer * D + d] for s in d_all])
                     turned = run.where.turned
-                    back = partial(self._back_all, run, own, one.segments)
                     if turned is None:
-                        dx = back(None if dy is None else dy.reshape(-1)[d * H :], D * H, dstate, dx)
+                        dyd = None if dy is None else dy.reshape(-1)[d * H :]
+                        dx = self._back_all(run, own, one.segments, dyd, D * H, dstate, dx)
                     else:
                         dyd = None if dy is None else np.ascontiguousarray(dy[:, d * H :][turned]).reshape(-1)
-                        dxd = back(dyd, H, dstate, None)
+                        dxd = self._back_all(run, own, one.segments, dyd, H, dstate, None)
                         if dxd is not None:
                             dx += dxd[turned]
                 if one.rows is not None:
@@ -537,7 +531,7 @@ class Recurrent(Layer):
         if dx is not None:
             dx = layout.unpack(dx)
             dx = dx.swapaxes(0, 1).copy() if self.batch_first else dx
-        d_all = tuple(layout.unsort(s) for s in d_all)
+        d_all = d_all if layout.order is None else tuple(layout.unsort(s) for s in d_all)
         return dx, d_all if self.states > 1 else d_all[0]
 
     def _back_all(
@@ -704,7 +698,7 @@ class Recurrent(Layer):
         """Lets later steps take the quick way, as long as the parameters are of this version."""
         if self.num_layers * self.directions > 1 or self.batch_first or config.DISABLE_JIT:
             return
-        if any(self._zoneouts()):  # the step has none
+        if self._unmasked is None:  # the step has no zoneout
             return
         if self._compiled is None:
             a = np.empty((1, 1, 1, 1), self.dtype)

@@ -121,7 +121,7 @@ class RNN(Recurrent):
             where.steps, run.i_size, hidden, run.line, where.shift, flags, self._number, share.pieces,
             where.at, where.counts, share.bounds,
             empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed,
-            None if last is None else last.reshape(-1), run.h, *run.flat_masks(), run.masks.each,
+            None if last is None else last.reshape(-1), run.h, *run.flat_masks(),
         )  # fmt: skip
         return (run.states[where.ends] if last is None else last,), None
 
@@ -137,7 +137,7 @@ class RNN(Recurrent):
         dbias, dtable = sums
         dz = buffers.empty((total, hidden), self.dtype)
         wt = self.store.made((name, "w"), lambda: pack(hidden, hidden, self.store.flat(f"weight_hh_{name}"), False))
-        drop, _, keep = run.flat_masks()
+        drop, _, keep, _ = run.flat_masks()
         launch(
             kernels.rnn_backward, share.workers, 2, float(total) * hidden * hidden,
             where.steps, hidden, run.line, where.shift, flags, self._number, share.pieces,
