@@ -22,7 +22,8 @@ from .machine.about import describe
 from .peers import LIBRARIES
 
 FULL, QUICK = 6.0, 4.0  # seconds for the rounds of one case
-RECORD = Path(__file__).parent / "latest.json"
+# Beside the source; an installed package is no place for it.
+RECORD = Path(__file__).parent / "latest.json" if __package__ == "bench" else Path("fastrnn-bench.json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             wrong = True
         finally:
             _write(args.json, record)
-    print(f"\n{args.json}: python -m bench.report {args.json} makes tables and a picture of it")
+    print(f"\n{args.json}: python -m {__package__}.report {args.json} makes tables and a picture of it")
     return int(wrong)
 
 
@@ -140,6 +141,10 @@ def _write(path: Path, record: dict[str, Any]) -> None:
     os.replace(aside, path)
 
 
+def _command() -> str:
+    return f"python -m {__package__}" if __package__ == "bench" else "fastrnn bench"
+
+
 def _number(text: str) -> str:
     if text != "all" and not (text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of threads nor 'all'")
@@ -155,7 +160,7 @@ def _library(text: str) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m bench", description="fastrnn beside its peers: verified, then timed")
+    parser = argparse.ArgumentParser(_command(), description="fastrnn beside its peers: verified, then timed")
     parser.add_argument("--only", nargs="+", metavar="CASE", help=f"names, beginnings or groups: {', '.join(groups())}")
     parser.add_argument("--quick", action="store_true", help="the most telling cases on all threads, in two minutes")
     parser.add_argument("--list", action="store_true", help="print the chosen cases and their groups")

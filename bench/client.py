@@ -11,7 +11,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+import fastrnn
+
+ROOT = Path(fastrnn.__file__).resolve().parent.parent
 PATIENCE = 900.0  # seconds for one answer; then the worker is ended
 
 # What libraries read their number of threads from, if they are not told otherwise.

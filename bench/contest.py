@@ -145,7 +145,7 @@ class Contest:
     def _start(self, label: str) -> Worker:
         library = OURS if label == PLAIN else label
         plant = ["--plant"] if label == self._plant else []
-        return Worker("bench.worker", library, str(self.threads), *plant, threads=self.threads)
+        return Worker(f"{__package__}.worker", library, str(self.threads), *plant, threads=self.threads)
 
     def close(self) -> None:
         for worker in self._workers.values():

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fastrnn import get_num_threads
 
     threads = args.threads or get_num_threads()
-    workers = {name: Worker("bench.learner", name, str(threads), threads=threads) for name in args.libraries}
+    workers = {name: Worker(f"{__package__}.learner", name, str(threads), threads=threads) for name in args.libraries}
     try:
         return _learn(workers, case, threads, args)
     except WorkerError as error:

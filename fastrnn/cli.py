@@ -1,4 +1,4 @@
-"""The command line: `fastrnn train | sample | eval | inspect | info | warmup`.
+"""The command line: `fastrnn train | sample | eval | inspect | bench | info | warmup`.
 
 Results go to standard output, notices and errors to standard error. A mistake of the user's is one line and
 exit code 2; SIGINT and SIGTERM end with 130 and 143; 3 says that `train` could not save what it learned. What is
@@ -57,9 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A character that the terminal's encoding lacks is shown as its escape, not as a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command is not _bench:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
     try:
-        args.command(args)
+        code = args.command(args)
         sys.stdout.flush()
     except KeyboardInterrupt as interrupted:
         number = getattr(interrupted, "signum", signal.SIGINT)  # training.Interrupted knows which one
@@ -75,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(error, "exit_code", 2)  # training.NotSavedError has one of its own
     except (ValueError, ArithmeticError) as error:
         return _complain(args.name, str(error))
-    return 0
+    return code or 0
 
 
 def _complain(name: str, message: str) -> int:
@@ -321,6 +325,27 @@ def _inspect(args: argparse.Namespace) -> None:
     print(f"page: {output}")
 
 
+# -------------------------------------------------------------------- bench
+
+
+def _bench(args: argparse.Namespace) -> int:
+    return _benchmark()(["--quick", *args.rest])
+
+
+def _benchmark() -> Callable[[Sequence[str]], int]:
+    """The benchmark's command. It lies beside this package in its source, within it where it was installed."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    if find_spec("fastrnn.bench") is not None:
+        name = "fastrnn.bench"
+    elif os.path.isfile(os.path.join(os.path.dirname(__file__), os.pardir, "bench", "contest.py")):
+        name = "bench"
+    else:
+        raise ValueError("the benchmark is not part of this installation; install fastrnn with pip, from its source")
+    return import_module(f"{name}.__main__").main
+
+
 # -------------------------------------------------------------------- info, warmup
 
 
@@ -470,7 +495,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastrnn", description="Recurrent networks, fast on CPUs: a character-level language model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
 
-    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], Any], text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=run)
         return sub
@@ -569,6 +594,12 @@ def _parser() -> argparse.ArgumentParser:
         )
     for sub in (train, sample, score, look):
         sub.add_argument("--threads", type=_COUNT, metavar="N", help="(default: all processors; results are the same)")
+
+    # Its own options are read where they are known: bench/__main__.py.
+    bench = commands.add_parser(
+        "bench", add_help=False, help="fastrnn beside the other libraries that are installed, in two or three minutes"
+    )
+    bench.set_defaults(command=_bench)
 
     info = command("info", _info, "this machine and these versions, as fastrnn sees them; or what a model's file says")
     info.add_argument("model", nargs="?", metavar="MODEL.npz", help="a model, or the state of its training")

@@ -57,7 +57,7 @@ def fail(*args, **options):
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("fastrnn")
+    assert lines[0].startswith(("fastrnn", "bench"))
     return lines[0]
 
 
@@ -380,3 +380,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(folder, command, message):
     (folder / "damaged.npz").write_bytes((folder / "model.npz").read_bytes()[:-100])
     line = fail(*command.split(), cwd=folder, env={**ENVIRONMENT, "PYTHONUTF8": "1"})
     assert re.search(message, line), line
+
+
+# --- bench --------------------------------------------------------------------------------------------------
+
+
+def test_bench_takes_the_benchmark_s_options(tmp_path):
+    """The quick cases unless others are named; its errors, and its exit codes."""
+    quick = succeed("bench", "--list", cwd=tmp_path).stdout
+    assert "lstm-train-100x64x256x512" in quick
+    assert "tiny" not in quick
+    assert "tiny-lstm-step-B2-H7" in succeed("bench", "--only", "tiny", "--list", cwd=tmp_path).stdout
+    assert "no case is called 'nothing'" in fail("bench", "--only", "nothing", cwd=tmp_path)

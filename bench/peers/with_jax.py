@@ -29,39 +29,73 @@ def make(case: Case) -> Job:
     kinds: dict[str, type[_Sequence]] = {"infer": Infer, "train": Train, "step": Step}
     if case.kind not in kinds:
         raise Unsupported("only sequences and steps are written, no language model")
-    if CELLS[case.cell].gru or case.D > 1 or case.shortest:
-        raise Unsupported("neither GRU nor a second direction nor lengths are written")
     return kinds[case.kind](Problem(case))
 
 
-def forward(cell: Cell, params: dict[str, Any], x: Any, state: Any) -> Any:
-    """x (T, B, I), state: a tuple of h, and for an LSTM c, each (L, B, H) -> y, state"""
-    import jax
+def forward(cell: Cell, params: dict[str, Any], x: Any, state: Any, lengths: Any) -> Any:
+    """x (T, B, I), state: a tuple of h, and for an LSTM c, each (L D, B, H), lengths (B,) or None -> y, state
+
+    With lengths the state of a row that has ended is carried on, and y is zero; the second direction reads each row
+    turned within its own length.
+    """
     from jax import lax
     from jax import numpy as jnp
 
+    steps = jnp.arange(x.shape[0])[:, None]
+    back = steps[::-1] if lengths is None else jnp.where(steps < lengths, lengths - 1 - steps, steps)
+    directions = 2 if "weight_hh_l0_reverse" in params else 1
     final = []
-    for n in range(state[0].shape[0]):
-        U, W, b_u, b_w = (params[f"{p}_l{n}"] for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        p = params.get(f"weight_peep_l{n}")
+    for n in range(state[0].shape[0] // directions):
+        outputs = []
+        for d in range(directions):
+            name = f"l{n}_reverse" if d else f"l{n}"
+            step, z = _cell(cell, params, name, jnp.take_along_axis(x, back[:, :, None], 0) if d else x)
+            start = tuple(s[n * directions + d] for s in state)
 
-        def rnn(carry: Any, z: Any, W: Any = W) -> Any:
-            (h,) = carry
-            h = (jnp.tanh if cell.nonlinearity == "tanh" else jax.nn.relu)(z + h @ W.T)
-            return (h,), h
+            def one(carry: Any, now: Any, step: Any = step) -> Any:
+                z, t = now
+                new = step(carry, z)
+                if lengths is None:
+                    return new, new[0]
+                there = (t < lengths)[:, None]
+                return tuple(jnp.where(there, s, old) for s, old in zip(new, carry)), jnp.where(there, new[0], 0)
 
-        def lstm(carry: Any, z: Any, W: Any = W, p: Any = p) -> Any:
-            h, c = carry
-            a_i, a_f, a_g, a_o = jnp.split(z + h @ W.T, 4, axis=-1)
-            if p is not None:
-                a_i, a_f = a_i + p[0] * c, a_f + p[1] * c
-            c = jax.nn.sigmoid(a_f) * c + jax.nn.sigmoid(a_i) * jnp.tanh(a_g)
-            h = jax.nn.sigmoid(a_o if p is None else a_o + p[2] * c) * jnp.tanh(c)
-            return (h, c), h
-
-        end, x = lax.scan(lstm if cell.lstm else rnn, tuple(s[n] for s in state), x @ U.T + (b_u + b_w))
-        final.append(end)
+            end, y = lax.scan(one, start, (z, steps[:, 0]))
+            outputs.append(jnp.take_along_axis(y, back[:, :, None], 0) if d else y)
+            final.append(end)
+        x = outputs[0] if directions == 1 else jnp.concatenate(outputs, axis=-1)
     return x, tuple(jnp.stack(parts) for parts in zip(*final))
+
+
+def _cell(cell: Cell, params: dict[str, Any], name: str, x: Any) -> tuple[Any, Any]:
+    """One step, carry and z to the new carry; and z for all steps, the input product."""
+    import jax
+    from jax import numpy as jnp
+
+    U, W, b_u, b_w = (params[f"{p}_{name}"] for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    p = params.get(f"weight_peep_{name}")
+
+    def rnn(carry: Any, z: Any) -> Any:
+        return ((jnp.tanh if cell.nonlinearity == "tanh" else jax.nn.relu)(z + carry[0] @ W.T),)
+
+    def lstm(carry: Any, z: Any) -> Any:
+        h, c = carry
+        a_i, a_f, a_g, a_o = jnp.split(z + h @ W.T, 4, axis=-1)
+        if p is not None:
+            a_i, a_f = a_i + p[0] * c, a_f + p[1] * c
+        c = jax.nn.sigmoid(a_f) * c + jax.nn.sigmoid(a_i) * jnp.tanh(a_g)
+        return jax.nn.sigmoid(a_o if p is None else a_o + p[2] * c) * jnp.tanh(c), c
+
+    def gru(carry: Any, z: Any) -> Any:
+        (h,) = carry
+        u_r, u_z, u_n = jnp.split(z, 3, axis=-1)
+        w_r, w_z, w_n = jnp.split(h @ W.T + b_w, 3, axis=-1)
+        r, z = jax.nn.sigmoid(u_r + w_r), jax.nn.sigmoid(u_z + w_z)
+        return ((1 - z) * jnp.tanh(u_n + r * w_n) + z * h,)
+
+    if cell.gru:
+        return gru, x @ U.T + b_u
+    return lstm if cell.lstm else rnn, x @ U.T + (b_u + b_w)
 
 
 class _Sequence(Job):
@@ -72,13 +106,14 @@ class _Sequence(Job):
         case, cell = problem.case, CELLS[problem.case.cell]
         self.params = {name: jnp.asarray(array) for name, array in problem.weights.items()}
         self.x, self.dy = jnp.asarray(problem.x), jnp.asarray(problem.dy)
-        self.zeros = tuple(jnp.zeros((case.L, case.B, case.H), case.dtype) for _ in range(1 + cell.lstm))
+        self.zeros = tuple(jnp.zeros((case.L * case.D, case.B, case.H), case.dtype) for _ in range(1 + cell.lstm))
+        lengths = None if problem.lengths is None else jnp.asarray(problem.lengths)
         self.y: Any = None
         self.state = self.zeros
-        self.run: Any = jax.jit(lambda params, x, state: forward(cell, params, x, state))
+        self.run: Any = jax.jit(lambda params, x, state: forward(cell, params, x, state, lengths))
 
         def train(params: Any, x: Any, state: Any, dy: Any) -> Any:
-            y, back = jax.vjp(lambda params, x: forward(cell, params, x, state)[0], params, x)
+            y, back = jax.vjp(lambda params, x: forward(cell, params, x, state, lengths)[0], params, x)
             return y, back(dy)
 
         self.train: Any = jax.jit(train)
