@@ -23,6 +23,7 @@ from helpers import (
 from numba.core.codegen import get_host_cpu_features
 
 import fastrnn as fr
+from fastrnn.layers import recurrent
 
 # Tiny, with tails everywhere; middling, some panels of every width; large, worth more than one core.
 TINY = {"T": 3, "B": 2, "I": 1, "H": 5}
@@ -367,6 +368,33 @@ def test_vector_width(extent, tmp_path):
     prints = fingerprints(extent)
     assert narrow_prints.keys() == prints.keys()
     assert [name for name in prints if prints[name] != narrow_prints[name]] == []
+
+
+# --- the input product --------------------------------------------------------------------------------------
+
+
+@every({name: one for name, one in (PROBLEMS | VARIANTS).items() if name.endswith(("float32-middle", "both"))})
+def test_input_product(problem, monkeypatch):
+    """U x step by step, for all steps at once, and in several parts: outputs, states, dx and weight gradients."""
+    results = []
+    for hoists, most in ((False, 1 << 40), (True, 1 << 40), (True, 100)):
+        monkeypatch.setattr(recurrent.Recurrent, "_hoists", lambda self, run, hoists=hoists: hoists)
+        monkeypatch.setattr(recurrent, "HOISTED", most)
+        results.append(whole(problem) | {f"inferred {n}": a for n, a in problem.infer(problem.layer()).items()})
+    for other in results[1:]:
+        assert_one_result(other, results[0])
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT such sizes take too long")
+def test_input_product_where_it_pays():
+    """One row and large weights: all steps at once give the bits of a stream's, which cannot know the next input."""
+    problem = Problem("lstm", T=6, B=1, I=520, H=256, dtype="float32")
+    layer, x = problem.layer(), problem.x
+    fr.last_call_info()
+    y, _ = layer(x)
+    assert "product" in [one.kernel for one in fr.last_call_info()]
+    stream = layer.stream()
+    assert_same_bits({"y": y}, {"y": np.stack([stream.push(x[t, 0]) for t in range(6)])[:, None]})
 
 
 # --- not a number, infinity ---------------------------------------------------------------------------------

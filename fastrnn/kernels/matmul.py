@@ -22,7 +22,8 @@ BLOCK = 512
 
 @kernel
 def product(
-    worker, workers, tickets, rows, columns, pieces, add, a, r_stride, seg, seg_stride, n_seg, packed, bias, out
+    worker, workers, tickets, rows, columns, pieces, strips, add,
+    a, r_stride, seg, seg_stride, n_seg, packed, bias, out,
 ):  # fmt: skip
     """out[r, :] = bias + sum over k of a[r, k] * B[k, :], or with `add` out[r, :] += (the same)
 
@@ -30,17 +31,19 @@ def product(
     packed : B, for every COLS * W columns (seg * n_seg, line), read
     bias : (columns,) or empty, read
     out : (rows, columns), written or accumulated
-    pieces : into how many parts the rows are divided for the workers
+    pieces, strips : into how many parts the rows are divided for the workers, and the panels of B
     """
     lane = lanes_of(packed)
     vectors = (columns + lane - 1) // lane
+    panels = (vectors + COLS - 1) // COLS
     c = stack(packed, WORK)
-    for _, item in turns(tickets, 0, worker, workers, 1, pieces):
-        row1 = rows * (item + 1) // pieces
-        for r0 in range(rows * item // pieces, row1, CHUNK):
+    for _, item in turns(tickets, 0, worker, workers, 1, pieces * strips):
+        piece, strip = item // strips, item % strips
+        row1 = rows * (piece + 1) // pieces
+        for r0 in range(rows * piece // pieces, row1, CHUNK):
             count = min(CHUNK, row1 - r0)
             # All columns for these rows: `a` comes from memory once and from the second-level cache after that.
-            for first in range(0, vectors, COLS):
+            for first in range(panels * strip // strips * COLS, panels * (strip + 1) // strips * COLS, COLS):
                 cols = min(COLS, vectors - first)
                 stride = cols * lane
                 for r in range(count):

@@ -102,15 +102,12 @@ class GRU(Recurrent):
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
         run.begin(0 if start is None else start[0])
-        share = self._share(run, run.i_size, self._panels)
-        flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
-        flags |= kernels.TRAINING if run.training else 0
         version = self.store.version
         norm = self._normalised(run)
-        if norm is None:
-            x, i_size, ids, table = run.x, run.i_size, run.ids.reshape(-1), self._table(run)
-        else:  # U x is in the table
-            x, i_size, ids, table = None, 0, norm.ids, norm.table
+        x, i_size, ids, table = self._inputs(run, norm)
+        share = self._share(run, i_size, self._panels)
+        flags = (kernels.INDEXED if x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
+        flags |= kernels.TRAINING if run.training else 0
         packed, wn = self.store.made((run.name, i_size), lambda: self._pack(run.name, i_size))
         if where.steps == 1 and run.whole and x is not None and not run.training and wn is None:
             self._make_ready(version, packed)
@@ -121,7 +118,7 @@ class GRU(Recurrent):
         if wn is not None:
             s = buffers.empty((kept_rows, hidden), self.dtype)
         launch(
-            kernels.gru_forward, share.workers, 1, 3.0 * run.total * hidden * (run.i_size + hidden),
+            kernels.gru_forward, share.workers, 1, 3.0 * run.total * hidden * (i_size + hidden),
             where.steps, kept_rows, i_size, hidden, run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
             empty if x is None else x.reshape(-1), ids, table, packed, wn,

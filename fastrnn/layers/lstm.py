@@ -157,26 +157,23 @@ class LSTM(Recurrent):
         training = run.training or self.peephole == "full"
         c = buffers.empty((where.slots if training else where.batch, hidden), self.dtype)
         c[where.start if training else slice(None)] = c0
-        flags = (kernels.INDEXED if run.x is None else 0) | (kernels.TRAINING if training else 0)
         rows = run.total if training else where.batch
         gates = self._tape(rows) if training or self.layer_norm else empty
         m = buffers.empty((rows, hidden), self.dtype) if self.proj_size else empty
         cells = None if run.masks.keep[1] is None else buffers.empty((rows, hidden), self.dtype)
-        share = self._share(run, run.i_size, self._panels)
-        flags |= kernels.BY_ROWS if share.by_rows else 0
         version = self.store.version
         norm = self._normalised(run)
-        if norm is None:
-            x, i_size, ids, table = run.x, run.i_size, run.ids.reshape(-1), self._table(run)
-        else:  # U x is in the table
-            x, i_size, ids, table = None, 0, norm.ids, norm.table
+        x, i_size, ids, table = self._inputs(run, norm)
+        share = self._share(run, i_size, self._panels)
+        flags = (kernels.INDEXED if x is None else 0) | (kernels.TRAINING if training else 0)
+        flags |= kernels.BY_ROWS if share.by_rows else 0
         packed = self.store.made((run.name, i_size), lambda: self._pack(run.name, i_size))
         peep, full = self._peepholes(run.name)
         wr = self._projection(run.name)
         if where.steps == 1 and run.whole and x is not None and not training and wr is None:
             self._make_ready(version, packed, peep, self._form, self._coupled)
         launch(
-            kernels.lstm_forward, share.workers, 1, 4.0 * run.total * hidden * (run.i_size + hidden),
+            kernels.lstm_forward, share.workers, 1, 4.0 * run.total * hidden * (i_size + hidden),
             where.steps, run.total, i_size, hidden, self._widths[0], run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
             empty if x is None else x.reshape(-1), ids, table, packed, peep, full,

@@ -85,12 +85,14 @@ def multiply(
         rows, seg, n_seg = a.shape[0], a.shape[1], 1
         left, r_stride, seg_stride = a.reshape(-1), seg, 0
     work = float(rows) * columns * seg * n_seg
-    pieces = -(-rows // (CHUNK // 2))
-    workers = workers_for(work, pieces)
+    pieces, groups = -(-rows // (CHUNK // 2)), -(-columns // (COLS * lanes(packed.dtype)))
+    workers = workers_for(work, pieces * groups)
+    # Few rows are not enough for all workers: then the columns are divided as well.
+    strips = 1 if pieces >= 2 * workers or workers == 1 else min(groups, -(-4 * workers // pieces))
     out = buffers.empty((rows, columns), packed.dtype) if out is None else out
     launch(
         matmul.product, workers, 1, work,
-        rows, columns, pieces, add, left, r_stride, seg, seg_stride, n_seg, packed, bias, out.reshape(-1),
+        rows, columns, pieces, strips, add, left, r_stride, seg, seg_stride, n_seg, packed, bias, out.reshape(-1),
     )  # fmt: skip
     return out
 

@@ -109,18 +109,18 @@ class RNN(Recurrent):
             last[:] = h0
         else:
             run.begin(h0)
-        share = self._share(run, run.i_size, self._panels)
-        flags = (kernels.INDEXED if run.x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         version = self.store.version
-        packed = self.store.made((run.name, run.i_size), lambda: self._pack(run.name, run.i_size))
-        if where.steps == 1 and run.whole and run.x is not None and not run.training and last is None:
+        x, i_size, ids, table = self._inputs(run, None)
+        share = self._share(run, i_size, self._panels)
+        flags = (kernels.INDEXED if x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
+        packed = self.store.made((run.name, i_size), lambda: self._pack(run.name, i_size))
+        if where.steps == 1 and run.whole and x is not None and not run.training and last is None:
             self._make_ready(version, packed, self._number)
-        phases, work = 1 if last is None else 2, float(run.total) * hidden * (run.i_size + hidden)
+        phases, work = 1 if last is None else 2, float(run.total) * hidden * (i_size + hidden)
         launch(
             kernels.rnn_forward, share.workers, phases, work,
-            where.steps, run.i_size, hidden, run.line, where.shift, flags, self._number, share.pieces,
-            where.at, where.counts, share.bounds,
-            empty if run.x is None else run.x.reshape(-1), run.ids.reshape(-1), self._table(run), packed,
+            where.steps, i_size, hidden, run.line, where.shift, flags, self._number, share.pieces,
+            where.at, where.counts, share.bounds, empty if x is None else x.reshape(-1), ids, table, packed,
             None if last is None else last.reshape(-1), run.h, *run.flat_masks(),
         )  # fmt: skip
         return (run.states[where.ends] if last is None else last,), None
