@@ -15,8 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from . import startup, table
-from .cases import Case, groups, select
+from . import memory, startup, table
+from .cases import APART, Case, groups, select
 from .contest import Contest, Row
 from .machine.about import describe
 from .peers import LIBRARIES
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "limits": [],
         "rows": [],
         "startup": [],
+        "memory": [],
     }
     seconds = args.seconds or (QUICK if args.quick else FULL)
     wrong = False
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _write(args.json, record)
         try:
             _startups([case for case in cases if case.kind == "startup"], record, args)
-        except RuntimeError as error:  # a start that gave a wrong result, or none
+            _memories([case for case in cases if case.kind == "memory"], record, args)
+        except RuntimeError as error:  # a process that gave a wrong result, or none
             print(f"refused: {error}")
             wrong = True
         finally:
@@ -84,7 +86,7 @@ def _contest(contest: Contest, cases: list[Case], record: dict[str, Any], args: 
     print(table.header(labels))
     wrong = False
     for case in cases:
-        if case.kind == "startup":
+        if case.kind in APART:
             continue
         row: Row = contest.run(case)
         print(table.line(row, labels))
@@ -122,6 +124,16 @@ def _startups(cases: list[Case], record: dict[str, Any], args: argparse.Namespac
         beyond = startup.import_cost(measures)
         if beyond is not None:
             print(f"{'import fastrnn beyond import numba':{table.NAME}}{beyond:>10.3f}")
+
+
+def _memories(cases: list[Case], record: dict[str, Any], args: argparse.Namespace) -> None:
+    """Memory, likewise apart."""
+    present = [name for name in args.libraries if name not in record["missing"]]
+    for case in cases:
+        print(f"\n{case.name}: bytes that the process held at the most, and beyond the layer and its inputs\n")
+        for one in memory.measure(case, present, _threads(args)[-1]):
+            print(f"{one.library:{table.NAME}}{table.size(one.peak):>12}{table.size(one.beyond):>12}")
+            record["memory"].append(asdict(one))
 
 
 def _threads(args: argparse.Namespace) -> list[int]:

@@ -41,7 +41,10 @@ CELLS = {
 #: from the last charlm   a language model's whole training step: embedding, layers, linear, loss, backward,
 #: clip, Adam minchar  the same as min-char-rnn has it: one-hot, RNN, Adagrad, clip by value, batch of one
 #: startup  a fresh process: imports, first results with a cold and a warm cache
-KINDS = ("infer", "train", "step", "charlm", "minchar", "startup")
+#: memory   a fresh process: what a training pass holds at the most
+KINDS = ("infer", "train", "step", "charlm", "minchar", "startup", "memory")
+#: In processes of their own, after everything else.
+APART = ("startup", "memory")
 
 #: Groups that are not measured unless they are named.
 HIDDEN = "tiny"
@@ -174,6 +177,8 @@ def _table() -> Iterator[Case]:
             yield Case("charlm", cell, 50, 50, 64, H, L, 65, groups=("charlm",))
     yield Case("minchar", "rnn-tanh", 25, 1, 0, 100, 1, 65, groups=("minchar",))
     yield Case("startup", "lstm", 10, 4, 64, 128, groups=("startup",))
+    for T, B, I, H in MAIN:  # noqa: E741
+        yield Case("memory", "lstm", T, B, I, H, groups=("memory",))
     for cell in CELLS:
         yield Case("infer", cell, 4, 3, 5, 7, 2, groups=(HIDDEN,))
         yield Case("train", cell, 4, 3, 5, 7, groups=(HIDDEN,))
@@ -187,6 +192,7 @@ def _table() -> Iterator[Case]:
     yield Case("charlm", "lstm", 5, 3, 6, 7, 2, 11, groups=(HIDDEN,))
     yield Case("minchar", "rnn-tanh", 5, 1, 0, 9, 1, 11, groups=(HIDDEN,))
     yield Case("startup", "lstm", 2, 1, 3, 4, groups=(HIDDEN,))
+    yield Case("memory", "lstm", 2, 1, 3, 4, groups=(HIDDEN,))
 
 
 def _with_groups(case: Case) -> Case:

@@ -18,7 +18,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        from .cases import select
+        from .cases import APART, select
 
-        chosen = [case for case in select(metafunc.config.getoption("--cases")) if case.kind != "startup"]
+        chosen = [case for case in select(metafunc.config.getoption("--cases")) if case.kind not in APART]
         metafunc.parametrize("case", chosen, ids=lambda case: case.name)

@@ -167,6 +167,11 @@ def results(record: dict[str, Any], rows: list[Row], pictures: list[str], learne
         parts += [markdown(["", "seconds"], [[m.name, table.speedup(m.spread)] for m in measures])]
         if (beyond := startup.import_cost(measures)) is not None:
             parts += [f"`import fastrnn` takes {beyond:+.3f} s beyond `import numba`.\n"]
+    if record.get("memory"):
+        parts += ["## Memory of a training pass\n", "The most that the process ever held, and what of it is beyond the"]
+        parts += ["layer and its inputs, once they were made.\n"]
+        lines = [[m["case"], m["library"], table.size(m["peak"]), table.size(m["beyond"])] for m in record["memory"]]
+        parts += [markdown(["case", "library", "whole process", "beyond"], lines)]
     if learned is not None:
         parts += ["## Learning\n", learning(learned)]
     if said := notes(rows):

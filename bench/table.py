@@ -21,6 +21,15 @@ def seconds(value: float) -> str:
     return f"{value * 1e6:.3g} µs"
 
 
+def size(value: int) -> str:
+    """Bytes.
+
+    >>> size(123_456_789)
+    '123 MB'
+    """
+    return f"{value / 1e6:.0f} MB"
+
+
 def share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f} %"
 

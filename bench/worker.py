@@ -7,6 +7,7 @@ It reads one JSON request a line on standard input and answers with one JSON lin
     {"do": "check", "way", "path"}    -> {"first": seconds of the first call}; results in the .npz file `path`
     {"do": "tune", "ways": [...]}     -> {"way": the fastest, "number": calls in a sample, "seconds": of one}
     {"do": "time"}                    -> {"seconds": per call}
+    {"do": "memory", "way"}           -> {"before", "peak"}: bytes held before three calls, and the most there ever were
 
 Any answer can be {"unsupported": why} or {"error": what}, and has "cpu", the processor time used so far.
 Nothing is timed while the process is still busy with the last sample.
@@ -91,6 +92,14 @@ class Library:
         settle()
         return {"seconds": seconds}
 
+    def memory(self, way: str) -> Answer:
+        before = held("VmRSS")
+        with self.job.around():
+            self.job.use(way)
+            for _ in range(3):
+                self.job.call()
+        return {"before": before, "peak": held("VmHWM")}
+
     def _sample(self, number: int) -> float:
         """Seconds per call, over `number` calls, without the garbage collector."""
         call, turns = self.job.call, range(number)
@@ -103,6 +112,12 @@ class Library:
                 return (time.perf_counter() - start) / number
         finally:
             gc.enable()
+
+
+def held(what: str) -> int:
+    """Bytes of this process, now (VmRSS) or at the most (VmHWM); the maximum of `getrusage` is the parent's too."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith(what))
 
 
 def serve(requests: TextIO, answers: TextIO, commands: dict[str, Callable[..., Answer]], hello: Answer) -> None:
@@ -144,7 +159,7 @@ def main() -> None:
     except ImportError as error:
         serve(sys.stdin, answers, {}, {"missing": str(error)})
         return
-    names = ("prepare", "check", "tune", "time")
+    names = ("prepare", "check", "tune", "time", "memory")
     serve(sys.stdin, answers, {name: getattr(commands, name) for name in names}, hello)
 
 

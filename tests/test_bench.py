@@ -102,7 +102,7 @@ def test_libraries(bench, library):
     import_or_skip(PEERS[library])
     verify, job_of, taken = bench("verify"), bench(f"peers.with_{library}").make, set()
     for case in bench("cases").select(["tiny"]):
-        if case.kind == "startup":
+        if case.kind in bench("cases").APART:
             continue
         try:
             job = job_of(case)
@@ -257,6 +257,16 @@ def test_starts(bench, monkeypatch):
     measures = {m.name: m.seconds for m in startup.measure(case, ["fastrnn"], rounds=1, cold_rounds=0)}
     assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in measures.values())
     assert {"python", "import numba", "fastrnn: first inference", "fastrnn: first training step"} <= set(measures)
+
+
+def test_memory(bench):
+    """What a process holds, of those who have the case; and who is wrong is not believed."""
+    (case,) = bench("cases").select(["tiny-lstm-memory"])
+    ours, plain = bench("memory").measure(case, ["fastrnn", "numpy"], 1)
+    assert (ours.library, plain.library) == ("fastrnn", "numpy")
+    for one in (ours, plain):
+        assert 10 << 20 < one.peak < 10 << 30
+        assert 0 <= one.beyond < one.peak
 
 
 def test_learning(tmp_path):
