@@ -1248,22 +1248,26 @@ def lstm_backward(
 
 
 @kernel
-def lstm_step(w, peep, form, coupled, x, out, h0, c0):
-    """One step, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not small.
+def lstm_step(w, peep, form, coupled, layer, x, out, h_0, c_0):
+    """One step of one layer, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not
+    small.
 
     w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
+    layer : from 0, of L
     x : (1, B, I), read
-    out : (3, 1, B, H), written: y, h, c, of which y and h are the same
-    h0, c0 : (1, B, H), read
+    out : (3, L, B, H), of this layer written: y, h, c, of which y and h are the same
+    h_0, c_0 : (L, B, H), of this layer read
     """
-    y, h, c = out[0], out[1], out[2]
-    batch, i_size, h_size = x.shape[1], x.shape[2], h.shape[2]
+    shape = out[0].shape
+    batch, i_size, h_size = x.shape[1], x.shape[2], shape[2]
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
     number = GATES if coupled is None else GATES - 1
-    fits = len(x) == 1 and h0.shape == h.shape and c0.shape == h.shape and h.shape[:2] == (1, batch)
+    fits = len(x) == 1 and h_0.shape == shape and c_0.shape == shape and shape[1] == batch and layer < len(h_0)
     if not fits or len(w) != panels * number * (1 + i_size + h_size) * lane or batch * len(w) > SMALL:
         return False
+    y, h, c = out[0][layer], out[1][layer], out[2][layer]
+    h0, c0 = h_0[layer], c_0[layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for panel in range(panels):

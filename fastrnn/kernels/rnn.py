@@ -325,21 +325,24 @@ def rnn_backward(
 
 
 @kernel
-def rnn_step(w, nonlinearity, x, out, h0):
-    """One step, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not small.
+def rnn_step(w, nonlinearity, layer, x, out, h_0):
+    """One step of one layer, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not
+    small.
 
     w : packed weights, read
+    layer : from 0, of L
     x : (1, B, I), read
-    out : (2, 1, B, H), written: y, h, both the same
-    h0 : (1, B, H), read
+    out : (2, L, B, H), of this layer written: y, h, both the same
+    h_0 : (L, B, H), of this layer read
     """
-    y, h = out[0], out[1]
-    batch, i_size, h_size = x.shape[1], x.shape[2], h.shape[2]
+    shape = out[0].shape
+    batch, i_size, h_size = x.shape[1], x.shape[2], shape[2]
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
-    fits = len(x) == 1 and h0.shape == h.shape and h.shape[:2] == (1, batch)
+    fits = len(x) == 1 and h_0.shape == shape and shape[1] == batch and layer < len(h_0)
     if not fits or len(w) != vectors * lane * (1 + i_size + h_size) or batch * len(w) > SMALL:
         return False
+    y, h, h0 = out[0][layer], out[1][layer], h_0[layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for q in range((vectors + COLS - 1) // COLS):

@@ -102,15 +102,12 @@ class GRU(Recurrent):
     def _run(self, run: Run, start: tuple[np.ndarray, ...] | None) -> tuple[tuple[np.ndarray, ...], Any]:
         where, hidden, empty = run.where, self.hidden_size, self._empty
         run.begin(0 if start is None else start[0])
-        version = self.store.version
         norm = self._normalised(run)
         x, i_size, ids, table = self._inputs(run, norm)
         share = self._share(run, i_size, self._panels)
         flags = (kernels.INDEXED if x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         flags |= kernels.TRAINING if run.training else 0
-        packed, wn = self.store.made((run.name, i_size), lambda: self._pack(run.name, i_size))
-        if where.steps == 1 and run.whole and x is not None and not run.training and wn is None:
-            self._make_ready(version, packed)
+        packed, wn = self._packed(run.name, i_size)
         kept_rows = run.total if run.training else where.batch
         gates = s = empty
         if run.training or wn is not None or norm is not None:
@@ -198,6 +195,14 @@ class GRU(Recurrent):
         if self.reset == "after":  # b_hn belongs to the product with h'
             bias[2 * self.hidden_size :] = self.store.flat(f"bias_ih_{name}")[2 * self.hidden_size :]
         return bias
+
+    def _step_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
+        if self.reset == "before" or self.layer_norm:
+            return None
+        return (self._packed(name, i_size)[0],)
+
+    def _packed(self, name: str, i_size: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.store.made((name, i_size), lambda: self._pack(name, i_size))
 
     def _pack(self, name: str, i_size: int) -> tuple[np.ndarray, np.ndarray | None]:
         hidden, empty, units = self.hidden_size, self._empty, self._panels * lanes(self.dtype)

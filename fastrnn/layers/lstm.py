@@ -161,17 +161,14 @@ class LSTM(Recurrent):
         gates = self._tape(rows) if training or self.layer_norm else empty
         m = buffers.empty((rows, hidden), self.dtype) if self.proj_size else empty
         cells = None if run.masks.keep[1] is None else buffers.empty((rows, hidden), self.dtype)
-        version = self.store.version
         norm = self._normalised(run)
         x, i_size, ids, table = self._inputs(run, norm)
         share = self._share(run, i_size, self._panels)
         flags = (kernels.INDEXED if x is None else 0) | (kernels.TRAINING if training else 0)
         flags |= kernels.BY_ROWS if share.by_rows else 0
-        packed = self.store.made((run.name, i_size), lambda: self._pack(run.name, i_size))
+        packed = self._packed(run.name, i_size)
         peep, full = self._peepholes(run.name)
         wr = self._projection(run.name)
-        if where.steps == 1 and run.whole and x is not None and not training and wr is None:
-            self._make_ready(version, packed, peep, self._form, self._coupled)
         launch(
             kernels.lstm_forward, share.workers, 1, 4.0 * run.total * hidden * (i_size + hidden),
             where.steps, run.total, i_size, hidden, self._widths[0], run.line, where.shift, flags, share.pieces,
@@ -264,6 +261,14 @@ class LSTM(Recurrent):
 
     def _gains(self, name: str) -> list[np.ndarray]:
         return [row for kind in GAINS for row in self.store.flat(f"{kind}_{name}").reshape(-1, self.hidden_size)]
+
+    def _step_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
+        if self.proj_size or self.layer_norm or self.peephole == "full":
+            return None
+        return self._packed(name, i_size), self._peepholes(name)[0], self._form, self._coupled
+
+    def _packed(self, name: str, i_size: int) -> np.ndarray:
+        return self.store.made((name, i_size), lambda: self._pack(name, i_size))
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, o, empty = self.hidden_size, self._widths[0], self._empty

@@ -73,6 +73,10 @@ class Embedded(NamedTuple):
     ids: np.ndarray  # (T, B) int64
     embedding: Any  # Embedding
 
+    def rows(self) -> np.ndarray:
+        """(T, B, I): what they stand for."""
+        return self.embedding.flat.reshape(-1, self.embedding.dim).take(self.ids, axis=0)
+
 
 class Share(NamedTuple):
     """How the work of one direction of one layer is divided."""
@@ -179,7 +183,7 @@ class Recurrent(Layer):
     gates: int  # rows of weight_ih in units of H
     states: int  # 1: h; 2: (h, c)
     output_letter = "h"  # what y is made of: h, or what the layer's text calls it
-    step: Any  # the kernel of one small step
+    step: Any  # the kernel of one small step of one layer
     recomputes = True  # in segments backward runs forward again: there is more in a tape than h
     layer_norm = False
     layer_norm_eps: float
@@ -248,7 +252,8 @@ class Recurrent(Layer):
         self._blocks = -(-h // unit)  # of a tape
         self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
         self._compiled: Any = None  # the step, once one has been made
-        self._ready: tuple[int, Any] | None = None  # the version of the parameters, and the step that has them
+        # The version of the parameters, and the steps that have them: the first layer's, and those of the layers above.
+        self._ready: tuple[int, Any, list[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None, "_ready": None}  # compiled code stays where it is
@@ -298,20 +303,23 @@ class Recurrent(Layer):
             # stars, took 0.3 us of 2 more.) It does not look at the order of bytes: once Numba has seen a misaligned
             # array, it takes those of the other order for its like.
             try:
-                version, step = self._ready
-                if len(x) != 1 or version != self.store.version or not x.dtype.isnative:
+                version, step, above = self._ready
+                now = x.rows() if type(x) is Embedded else x
+                if len(now) != 1 or version != self.store.version or not now.dtype.isnative:
                     pass
                 elif self.states == 1 and state.dtype.isnative:
                     out = np.empty((2, *state.shape), self.dtype)
-                    if step(x, out, state):
+                    if step(now, out, state):
                         y, h = out
-                        return y, h
+                        if not above or all(up(y[k : k + 1], out, state) for k, up in enumerate(above)):
+                            return y[-1:] if above else y, h
                 elif self.states == 2:
                     h0, c0 = state
                     out = np.empty((3, *h0.shape), self.dtype)
-                    if h0.dtype.isnative and c0.dtype.isnative and step(x, out, h0, c0):
+                    if h0.dtype.isnative and c0.dtype.isnative and step(now, out, h0, c0):
                         y, h, c = out
-                        return y, (h, c)
+                        if not above or all(up(y[k : k + 1], out, h0, c0) for k, up in enumerate(above)):
+                            return y[-1:] if above else y, (h, c)
             except (TypeError, ValueError, AttributeError, MemoryError):
                 pass
         y, final, _ = self._forward(x, state, lengths, training=False)
@@ -353,7 +361,9 @@ class Recurrent(Layer):
     def _forward(
         self, x: Any, state: Any, lengths: Any, training: bool, segments: int | str | None = None
     ) -> tuple[np.ndarray, Any, Any]:
+        version = self.store.version
         x, ids, embedding = self._input(x)
+        vectors = x is not None or embedding is not None
         steps, batch = (ids if x is None else x).shape[:2]
         count = check_segments(segments, steps)
         layout = self._layout(steps, batch, lengths)
@@ -408,6 +418,8 @@ class Recurrent(Layer):
             x, ids, embedding, words = h[batch : batch + layout.total], NO_IDS, None, None
             if self._beside < D:
                 x = np.add(x[:, :H], x[:, H:], out=buffers.empty((layout.total, H), self.dtype))
+        if steps == 1 and vectors and not training and lengths is None:
+            self._make_ready(version)
         y = layout.unpack(x)
         y = y.swapaxes(0, 1).copy() if self.batch_first else y
         tape = Tape(self, (steps, batch), (layout, kept)) if training else None
@@ -697,18 +709,28 @@ class Recurrent(Layer):
         """What a cell's forward kept besides h, by the glossary's letters, each (total, H)."""
         return {}
 
+    def _step_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
+        """The first arguments of `step`, of the parameters; None if it cannot do what the layer does."""
+        raise NotImplementedError
+
     # -- what cells call ----------------------------------------------------------------------------------
 
-    def _make_ready(self, version: int, *made: Any) -> None:
+    def _make_ready(self, version: int) -> None:
         """Lets later steps take the quick way, as long as the parameters are of this version."""
-        if self.num_layers * self.directions > 1 or self.batch_first or config.DISABLE_JIT:
+        if self._ready is not None and self._ready[0] == version:
             return
-        if self._unmasked is None:  # the step has no zoneout
+        # The step has no zoneout.
+        if self.directions > 1 or self.batch_first or self._unmasked is None or config.DISABLE_JIT:
+            return
+        widths = [self.input_size] + (self.num_layers - 1) * [self.hidden_size]
+        made = [self._step_with(f"l{layer}", width) for layer, width in enumerate(widths)]
+        if made[0] is None:
             return
         if self._compiled is None:
             a = np.empty((1, 1, 1, 1), self.dtype)
-            self._compiled = self.step.for_types(*made, a[0], a, *self.states * (a[0],))
-        self._ready = version, partial(self._compiled, *made)
+            self._compiled = self.step.for_types(*made[0], 0, a[0], a, *self.states * (a[0],))
+        step, *above = [partial(self._compiled, *one, layer) for layer, one in enumerate(made) if one is not None]
+        self._ready = version, step, above
 
     def _tape(self, rows: int) -> np.ndarray:
         """A tape of so many rows, flat."""

@@ -109,13 +109,10 @@ class RNN(Recurrent):
             last[:] = h0
         else:
             run.begin(h0)
-        version = self.store.version
         x, i_size, ids, table = self._inputs(run, None)
         share = self._share(run, i_size, self._panels)
         flags = (kernels.INDEXED if x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
-        packed = self.store.made((run.name, i_size), lambda: self._pack(run.name, i_size))
-        if where.steps == 1 and run.whole and x is not None and not run.training and last is None:
-            self._make_ready(version, packed, self._number)
+        packed = self._packed(run.name, i_size)
         phases, work = 1 if last is None else 2, float(run.total) * hidden * (i_size + hidden)
         launch(
             kernels.rnn_forward, share.workers, phases, work,
@@ -164,6 +161,12 @@ class RNN(Recurrent):
             self.store.grad(f"bias_ih_{run.name}")[:] += dbias
             self.store.grad(f"bias_hh_{run.name}")[:] += dbias
         self._table_backward(dtable, run)
+
+    def _step_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
+        return None if self.preactivation else (self._packed(name, i_size), self._number)
+
+    def _packed(self, name: str, i_size: int) -> np.ndarray:
+        return self.store.made((name, i_size), lambda: self._pack(name, i_size))
 
     def _pack(self, name: str, i_size: int) -> np.ndarray:
         hidden, w, empty = self.hidden_size, lanes(self.dtype), self._empty
