@@ -15,9 +15,18 @@ import numba
 import numpy as np
 import pytest
 import reference
+from numba.core.codegen import get_host_cpu_features
+
+from fastrnn._jit import kernel
 
 ROOT = Path(__file__).parent.parent
 JIT = not numba.config.DISABLE_JIT
+
+# The two forms of a kernel (see _jit.py) differ in some instructions around it, and each takes as long to compile. In
+# every process that imports this module, small calls too run the one that gives the GIL away, but for
+# test_numbers.py::test_forms; processes that do not (the command's, those of test_fork_threads.py) run both.
+HELD = kernel.__dict__["held"]
+kernel.held = property(lambda self: self.released)
 
 # name -> the class and the keyword that make it
 CELLS = {
@@ -53,9 +62,39 @@ NORMED = {
     "gru_norm": ("GRU", {"layer_norm": True}),
 }
 ALL_CELLS = CELLS | NORMED
+# Each type of number is compiled by itself, 5 to 20 s a cell. All cells are tried in float64, whose errors are small
+# enough to be seen; in float32 these, and in the long form all the others, which are options of these.
+IN_FLOAT32 = ("rnn_tanh", "rnn_relu", "lstm", "lstm_peephole", "gru")
+# One cell for each text of a kernel; the other cells are options of these.
+TEXTS = ("rnn_tanh", "lstm_peephole", "lstm_peephole_full", "lstm_projected", "gru", "gru_before")
 # Those with a kink, over which a difference may step.
 KINKED = ("rnn_relu", "lstm_clip", "lstm_activations")
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+# What a Python is told that compiles for 256-bit vectors.
+NARROW = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+movbe",
+}
+
+
+def is_wide():
+    """Whether this process compiles for wider ones."""
+    return JIT and numba.config.CPU_NAME is None and "+avx512f" in get_host_cpu_features()
+
+
+def seldom(cell, dtype="float64"):
+    """The marks of this cell's tests: in the long form, or none."""
+    return pytest.mark.long if cell in NORMED or (dtype == "float32" and cell not in IN_FLOAT32) else ()
+
+
+def those(values, some, ids=None):
+    """Parameters of a test: with JIT all but `some` of them are in the long form, as each has kernels of its own."""
+    names = ids or [None] * len(values)
+    return [
+        pytest.param(value, id=name, marks=pytest.mark.long if JIT and value not in some else ())
+        for value, name in zip(values, names, strict=True)
+    ]
 
 
 def large(cell):

@@ -26,7 +26,7 @@ B, I, H, V = 2, 3, 5, 4  # noqa: E741 - the glossary's letters
 
 def fuzz(call, timeout, before=""):
     """Runs `fuzzing.<call>` in a process of its own; `before` may spoil the package first."""
-    code = f"import fuzzing\n{before}\nprint(fuzzing.{call})"
+    code = f"import fuzzing, helpers\n{before}\nprint(fuzzing.{call})"
     return ast.literal_eval(run_python(code, timeout=timeout).splitlines()[-1])
 
 

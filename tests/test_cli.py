@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from helpers import JIT, ROOT, run_python
+from helpers import JIT, ROOT, run_python, those
 
 from fastrnn.cli import _parser
 from fastrnn.kernels.rnn import NONLINEARITIES
@@ -113,9 +113,9 @@ def interrupt(args, folder, signum):
         process.wait()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=() if JIT else pytest.mark.long)])
 def test_interrupted_training_goes_on_to_the_same_bits(folder, signum):
-    epochs = 150 if JIT else 6  # long enough for the signal to arrive before the end
+    epochs = 150 if JIT else 4  # long enough for the signal to arrive before the end
     options = ["text.txt", "--epochs", epochs, "--lr-halve-every", 3, "--dropout", 0.1, "--window", 25, *SMALL]
     whole, parts = f"whole{signum}", f"parts{signum}"
     succeed("train", *options, "-o", f"{whole}.npz", cwd=folder)
@@ -205,7 +205,10 @@ def test_min_char_rnn_in_one_command(folder):
     assert "--layers does not go with --min-char-rnn" in wrong
 
 
-@pytest.mark.parametrize("cell", [["--cell", "rnn"], ["--peephole", "diagonal"], ["--embedding-size", "0"]])
+MODELS = [["--cell", "rnn"], ["--peephole", "diagonal"], ["--embedding-size", "0"]]
+
+
+@pytest.mark.parametrize("cell", those(MODELS, [MODELS[0], MODELS[2]], [" ".join(words) for words in MODELS]))
 def test_other_models(folder, cell):
     done = succeed("train", "text.txt", "-o", "other.npz", "--epochs", 1, "--hidden-size", 6, *cell, cwd=folder)
     assert re.search({"rnn": "RNN", "diagonal": "diagonal peepholes", "0": "one-hot"}[cell[1]], done.stdout)

@@ -7,7 +7,7 @@ pairwise different.
 import numpy as np
 import pytest
 import reference
-from helpers import CELLS, KINKED, NORMED, Problem, assert_close, large, mixed_lengths
+from helpers import ALL_CELLS, CELLS, KINKED, Problem, assert_close, large, mixed_lengths, seldom
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import problems, seeds, sizes
@@ -18,7 +18,7 @@ FORWARD, BACKWARD = 1e-12, 1e-9  # float64
 FORWARD_32, BACKWARD_32 = 1e-5, 1e-4
 
 cells = pytest.mark.parametrize("cell", CELLS)
-all_cells = pytest.mark.parametrize("cell", [*CELLS, *(pytest.param(cell, marks=pytest.mark.long) for cell in NORMED)])
+all_cells = pytest.mark.parametrize("cell", [pytest.param(cell, marks=seldom(cell)) for cell in ALL_CELLS])
 factors = st.integers(-300, 300).map(lambda hundredths: hundredths / 100)  # none so small that products lose digits
 
 
@@ -35,7 +35,7 @@ def test_every_gradient(cell, data):
     assert_close(gradients, problem.gradients, BACKWARD)
 
 
-@cells
+@pytest.mark.parametrize("cell", [pytest.param(cell, marks=seldom(cell, "float32")) for cell in CELLS])
 @given(data=st.data())
 def test_every_gradient_float32(cell, data):
     """The same in float32, whose rounding allows a looser bound."""

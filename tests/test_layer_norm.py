@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import test_numbers as numbers
-from helpers import JIT, Problem, assert_close, assert_same_bits, large, mixed_lengths
+from helpers import JIT, Problem, assert_close, assert_same_bits, large, mixed_lengths, those
 from test_errors import raises
 from test_gradients import BACKWARD, BACKWARD_32, FORWARD, FORWARD_32
 from test_regularisers import Masked
@@ -17,8 +17,13 @@ SIZE = {"T": 5, "B": 4, "I": 7, "H": 19}
 DTYPES = {"lstm_norm": "float32", "lstm_norm_more": "float64", "gru_norm": "float64"}
 SELDOM = [("lstm_norm", "float64"), ("gru_norm", "float32")]
 kinds = pytest.mark.parametrize(
-    ("cell", "dtype"), [*DTYPES.items(), *(pytest.param(*kind, marks=pytest.mark.long) for kind in SELDOM)]
+    ("cell", "dtype"),
+    [
+        *(pytest.param(*kind, marks=pytest.mark.long if JIT and "more" in kind[0] else ()) for kind in DTYPES.items()),
+        *(pytest.param(*kind, marks=pytest.mark.long) for kind in SELDOM),
+    ],
 )
+cells_in_float64 = pytest.mark.parametrize("cell", those(["lstm_norm_more", "gru_norm"], ["gru_norm"]))
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +117,7 @@ def test_every_gradient(cell, dtype, variant):
     assert_close(gradients, problem.gradients, BACKWARD if double else BACKWARD_32, share=0 if double else 0.01)
 
 
-@pytest.mark.parametrize("cell", ["lstm_norm_more", "gru_norm"])
+@cells_in_float64
 def test_every_gradient_large(cell):
     """Several blocks and workers: the gradient along a random direction of each array."""
     problem = Problem(cell, **large(cell), has_dy=True)
@@ -124,7 +129,7 @@ def test_every_gradient_large(cell):
         assert abs((gradient * direction).sum() - expected[name]) <= BACKWARD * np.linalg.norm(gradient), name
 
 
-@pytest.mark.parametrize("cell", ["lstm_norm_more", "gru_norm"])
+@cells_in_float64
 @pytest.mark.parametrize("words", [False, True], ids=["both ways summed", "indices"])
 def test_every_gradient_with_others(cell, words):
     """Dropped inputs, of indices whole words; both directions summed."""
@@ -242,7 +247,7 @@ def test_segments_over_many_rows_and_threads(set_num_threads):
             assert_one_result(solve(problem, 2), expected)
 
 
-@pytest.mark.parametrize("cell", DTYPES)
+@pytest.mark.parametrize("cell", those(DTYPES, ["lstm_norm", "gru_norm"]))
 @pytest.mark.parametrize("cut", [False, True], ids=["uniform", "lengths"])
 def test_what_a_tape_keeps(cell, cut):
     """The arrays that it refers to, to the byte: the formula at the top of recurrent.py."""

@@ -5,24 +5,27 @@ vector width. And what is not a number passes through, in its own row.
 import hashlib
 import json
 
-import numba
 import numpy as np
 import pytest
 from helpers import (
     ALL_CELLS,
     CELLS,
+    HELD,
+    IN_FLOAT32,
     JIT,
-    NORMED,
+    NARROW,
     Problem,
     assert_close,
     assert_same_bits,
+    is_wide,
     large,
     mixed_lengths,
     run_python,
+    seldom,
 )
-from numba.core.codegen import get_host_cpu_features
 
 import fastrnn as fr
+from fastrnn._jit import kernel
 from fastrnn.layers import recurrent
 
 # Tiny, with tails everywhere; middling, some panels of every width; large, worth more than one core.
@@ -36,10 +39,11 @@ for _cell in ALL_CELLS:
         PROBLEMS[f"{_cell}-{_dtype}-tiny"] = Problem(_cell, **TINY, L=2, dtype=_dtype)
         PROBLEMS[f"{_cell}-{_dtype}-middle"] = Problem(_cell, **MIDDLE, L=3, dtype=_dtype, bias=_dtype == "float32")
         PROBLEMS[f"{_cell}-{_dtype}-large"] = Problem(_cell, **large(_cell), dtype=_dtype)
-    PROBLEMS[f"{_cell}-indices"] = Problem(_cell, **large(_cell), L=2, indices=True, dtype="float32")
+    _dtype = "float32" if _cell in IN_FLOAT32 else "float64"
+    PROBLEMS[f"{_cell}-indices"] = Problem(_cell, **large(_cell), L=2, indices=True, dtype=_dtype)
 
     VARIANTS[f"{_cell}-bidirectional"] = Problem(_cell, **MIDDLE, L=3, bidirectional=True, indices=True)
-    _lengths = {"lengths": mixed_lengths(large(_cell)["T"], large(_cell)["B"]), "dtype": "float32"}
+    _lengths = {"lengths": mixed_lengths(large(_cell)["T"], large(_cell)["B"]), "dtype": _dtype}
     VARIANTS[f"{_cell}-lengths"] = Problem(_cell, **large(_cell), **_lengths)
     VARIANTS[f"{_cell}-both"] = Problem(_cell, **large(_cell), L=2, bidirectional=True, **_lengths)
 
@@ -47,15 +51,14 @@ for _cell in ALL_CELLS:
 def every(problems):
     """A test of each of them."""
     return pytest.mark.parametrize(
-        "problem", [pytest.param(p, id=name, marks=seldom(p)) for name, p in problems.items()]
+        "problem", [pytest.param(p, id=name, marks=seldom(p.cell, p.dtype)) for name, p in problems.items()]
     )
 
 
-def seldom(problem):
-    """The marks of its tests."""
-    return pytest.mark.long if problem.cell in NORMED else ()
-
-
+cells_and_types = pytest.mark.parametrize(
+    ("cell", "dtype"),
+    [pytest.param(cell, dtype, marks=seldom(cell, dtype)) for cell in CELLS for dtype in ("float32", "float64")],
+)
 every_problem = every(PROBLEMS | VARIANTS)
 one_way = every(PROBLEMS)
 
@@ -114,8 +117,7 @@ def test_threads(problem, set_num_threads):
 
 
 @pytest.mark.skipif(not JIT, reason="without JIT one thread does all the work")
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@cells_and_types
 def test_threads_where_one_would_do(cell, dtype, set_num_threads, monkeypatch):
     """The same where the work is too small to be shared, but is: more threads than rows or panels."""
     problems = [
@@ -129,6 +131,25 @@ def test_threads_where_one_would_do(cell, dtype, set_num_threads, monkeypatch):
         set_num_threads(threads)
         for problem, expected in zip(problems, alone, strict=True):
             assert_same_bits(whole(problem), expected)
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT there is one form")
+@pytest.mark.parametrize(
+    "cell", [pytest.param(cell, marks=() if cell == "lstm_peephole" else pytest.mark.long) for cell in ALL_CELLS]
+)
+def test_forms(cell, monkeypatch):
+    """The form of a kernel that keeps the GIL, which helpers.py replaces by the other, gives the same bits."""
+    problem, ran = Problem(cell, **TINY, L=2, dtype="float32"), []
+
+    def held(run):
+        ran.append(run.__name__)
+        return HELD.__get__(run)
+
+    expected = whole(problem)
+    monkeypatch.setattr(kernel, "held", property(held))
+    assert_same_bits(whole(problem), expected)
+    kind = problem.kind.lower()
+    assert {f"{kind}_forward", f"{kind}_backward", "gradient", "product"} <= set(ran)
 
 
 @every_problem
@@ -314,46 +335,24 @@ def test_model(set_num_threads):
 # --- vector width -------------------------------------------------------------------------------------------
 
 
-# One cell for each text of a kernel; the other cells are options of these.
-TEXTS = ("rnn_tanh", "lstm_peephole", "lstm_peephole_full", "lstm_projected", "gru", "gru_before")
-
-
 def fingerprints(extent):
     """A hash of every array of every problem. Also run by a fresh Python that compiles for another CPU.
 
-    extent : "long" for all of them, "short" for those of TEXTS in float32: compiling is what takes the time
+    extent : "long" for all of them, "short" for some in float32: compiling is what takes the time
     """
     return {
         f"{name} {part}": hashlib.sha256(array.tobytes()).hexdigest()
         for name, problem in (PROBLEMS | VARIANTS).items()
-        if extent == "long" or (problem.cell in TEXTS and problem.dtype == "float32")
+        if extent == "long" or (problem.cell in ("rnn_tanh", "lstm_peephole", "gru") and problem.dtype == "float32")
         for part, array in whole(problem).items()
     }
 
 
-AVX2 = (
-    "sse3",
-    "ssse3",
-    "sse4.1",
-    "sse4.2",
-    "popcnt",
-    "cx16",
-    "avx",
-    "avx2",
-    "fma",
-    "bmi",
-    "bmi2",
-    "f16c",
-    "lzcnt",
-    "movbe",
-)
-
-
 @pytest.mark.skipif(not JIT, reason="without JIT nothing is compiled, for any width")
 @pytest.mark.parametrize("extent", ["short", pytest.param("long", marks=pytest.mark.long)])
-def test_vector_width(extent, tmp_path):
+def test_vector_width(extent):
     """Compiled for a CPU with 256-bit vectors: the host's bits, for every problem."""
-    if numba.config.CPU_NAME is not None or "+avx512f" not in get_host_cpu_features():
+    if not is_wide():
         pytest.skip("this run compiles for 256-bit vectors already: there is no other width to compare with")
     code = f"""
         import json
@@ -361,8 +360,7 @@ def test_vector_width(extent, tmp_path):
         from fastrnn.simd.target import VECTOR_BYTES
         print(json.dumps([VECTOR_BYTES, test_numbers.fingerprints({extent!r})]))
     """
-    narrow = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ",".join(f"+{name}" for name in AVX2)}
-    printed = run_python(code, timeout=1500, FASTRNN_CACHE_DIR=str(tmp_path), **narrow)
+    printed = run_python(code, timeout=1500, **NARROW)
     vector_bytes, narrow_prints = json.loads(printed)
     assert vector_bytes == 32
     prints = fingerprints(extent)
@@ -401,7 +399,7 @@ def test_input_product_where_it_pays():
 
 
 NAN_CASES = [
-    pytest.param(name, where, marks=seldom(problem))
+    pytest.param(name, where, marks=seldom(problem.cell, problem.dtype))
     for name, problem in PROBLEMS.items()
     for where in ("x", "h0", "c0")
     if where in problem.inputs
@@ -452,8 +450,7 @@ def test_nan_stays_in_its_row_both_ways_and_with_lengths(problem):
     assert np.isnan(hurt["h"][:, row]).all()
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@cells_and_types
 @pytest.mark.parametrize("infinity", [np.inf, -np.inf])
 def test_infinity(cell, dtype, infinity):
     """An infinite input gives what the equations give: saturated gates, an infinite or undefined sum."""

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import pytest
-from helpers import JIT, Problem, assert_close, assert_same_bits, bits_of, mixed_lengths, run_python
+from helpers import JIT, Problem, assert_close, assert_same_bits, bits_of, mixed_lengths, run_python, those
 from test_errors import raises
 from test_gradients import BACKWARD, BACKWARD_32, FORWARD, FORWARD_32
 
@@ -76,23 +76,24 @@ def of(cell, *, more=(), L=2, **regularisers):
 ALL = {"input_dropout": 0.2, "recurrent_dropout": 0.3, "zoneout": 0.4}
 PROBLEMS = {
     "rnn": of("rnn_tanh", **ALL),
+    "gru": of("gru_before", **ALL),
+    "lstm": of("lstm_peephole", **{**ALL, "zoneout": (0.2, 0.5)}),
+}
+USUAL = tuple(PROBLEMS)
+PROBLEMS |= {
+    "rnn zoneout": of("rnn_relu", zoneout=0.5),
+    "rnn dropout": of("rnn_identity", recurrent_dropout=0.5),
     "gru zoneout": of("gru", input_dropout=0.4, zoneout=0.5),
-    "gru before": of("gru_before", **ALL),
+    "gru dropout": of("gru", recurrent_dropout=0.5),
+    "gru after": of("gru", **ALL),
     "lstm zoneout": of("lstm_peephole", input_dropout=0.4, zoneout=(0.2, 0.5)),
+    "lstm dropout": of("lstm", recurrent_dropout=0.5),
+    "lstm c": of("lstm_clip", zoneout=(0.0, 0.5)),
+    "lstm h": of("lstm_peephole_full", zoneout=(0.5, 0.0)),
+    "lstm coupled": of("lstm_coupled", **ALL),
     "lstm full": of("lstm_peephole_full", more={"proj_size": 17 if JIT else 8}.items(), **ALL),
 }
-if not JIT:  # seconds of compiling each
-    PROBLEMS |= {
-        "rnn zoneout": of("rnn_relu", zoneout=0.5),
-        "rnn dropout": of("rnn_identity", recurrent_dropout=0.5),
-        "gru dropout": of("gru", recurrent_dropout=0.5),
-        "gru": of("gru", **ALL),
-        "lstm dropout": of("lstm", recurrent_dropout=0.5),
-        "lstm c": of("lstm_clip", zoneout=(0.0, 0.5)),
-        "lstm h": of("lstm_peephole_full", zoneout=(0.5, 0.0)),
-        "lstm": of("lstm_coupled", **ALL),
-    }
-EVERY = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+EVERY = pytest.mark.parametrize("name", those(PROBLEMS, USUAL))
 KINDS = {"T": {}, "both ways, lengths": {"bidirectional": True, "L": 1}, "indices": {"indices": True, "L": 1}}
 
 
@@ -104,9 +105,9 @@ def shared(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 @EVERY
-def test_every_gradient(problem, kind):
+def test_every_gradient(name, kind):
     """Outputs and every gradient, with the masks that the layer has drawn."""
-    problem = problem.but(**KINDS[kind])
+    problem = PROBLEMS[name].but(**KINDS[kind])
     if problem.bidirectional:
         problem = problem.but(lengths=mixed_lengths(problem.T, problem.B))
     outputs, gradients = problem.solve()
@@ -118,13 +119,13 @@ def test_every_gradient(problem, kind):
 
 def test_every_gradient_of_summed_directions():
     """What goes into the second layer is as wide as one direction, and so is the mask of its input."""
-    problem = PROBLEMS["gru before"].but(bidirectional=True, more=(("merge", "sum"),))
+    problem = PROBLEMS["gru"].but(bidirectional=True, more=(("merge", "sum"),))
     outputs, gradients = problem.solve()
     assert_close(outputs, problem.outputs(), FORWARD)
     assert_close(gradients, problem.gradients, BACKWARD)
 
 
-ZONEOUTS = pytest.mark.parametrize("name", ["rnn", "gru zoneout", "lstm zoneout"])
+ZONEOUTS = pytest.mark.parametrize("name", USUAL)
 
 
 @ZONEOUTS
@@ -157,7 +158,7 @@ def test_small_steps(name):
 
 def test_what_is_kept_has_the_same_bits():
     """Where zoneout keeps a number of the state it is the one from the step before, and its gradient comes through."""
-    for name in ("rnn", "gru zoneout", "lstm zoneout"):
+    for name in USUAL:
         problem = PROBLEMS[name].but(L=1, has_state=False)
         (keep, *_), y = problem.masks["l0"]["keep"], problem.forward(problem.layer())[0]["y"]
         before = np.concatenate((np.zeros_like(y[:1]), y[:-1]))
@@ -165,9 +166,9 @@ def test_what_is_kept_has_the_same_bits():
 
 
 @EVERY
-def test_threads(problem, set_num_threads):
+def test_threads(name, set_num_threads):
     """1, 2 or 3 threads: the same masks, the same bits."""
-    results = []
+    problem, results = PROBLEMS[name], []
     for threads in (1, 2, 3):
         set_num_threads(threads)
         outputs, gradients = problem.solve()
@@ -177,7 +178,7 @@ def test_threads(problem, set_num_threads):
 
 
 @pytest.mark.parametrize("both_ways", [False, True], ids=["forward", "both ways"])
-@pytest.mark.parametrize("name", ["rnn", "gru before", "lstm full"])
+@pytest.mark.parametrize("name", those(["rnn", "gru", "lstm", "lstm full"], USUAL))
 def test_lengths_do_not_change_a_rows_masks(name, both_ways):
     """A row that has all its steps among shorter ones: what it gives without lengths, bit for bit."""
     problem = PROBLEMS[name].but(L=1 if both_ways else 2, bidirectional=both_ways, has_dstate=False)
@@ -195,7 +196,7 @@ def test_lengths_do_not_change_a_rows_masks(name, both_ways):
 if not JIT:  # with it every kernel would be compiled once more
 
     @EVERY
-    def test_float32(problem, monkeypatch):
+    def test_float32(name, monkeypatch):
         """The same in the other type, in which are all masks too: kernels take them for what the layer is."""
         launched = []
 
@@ -205,7 +206,7 @@ if not JIT:  # with it every kernel would be compiled once more
 
         for module in ("rnn", "gru", "lstm"):
             monkeypatch.setattr(f"fastrnn.layers.{module}.launch", seen)
-        problem = problem.but(dtype="float32")
+        problem = PROBLEMS[name].but(dtype="float32")
         outputs, gradients = problem.solve()
         problem.infer(problem.layer())
         assert {a.dtype for a in launched} == {np.dtype("float32")}
@@ -215,7 +216,7 @@ if not JIT:  # with it every kernel would be compiled once more
 
 def test_indices_are_one_hot_rows():
     """Dropout of an index input is that of its one-hot rows: a word is missing in all of a sequence, or in none."""
-    problem = PROBLEMS["gru zoneout"].but(L=1, indices=True, has_state=False)
+    problem = PROBLEMS["gru"].but(L=1, indices=True, has_state=False)
     one_hot = np.eye(problem.I)[problem.ids]
     results = []
     for x in (problem.x, one_hot):
@@ -278,7 +279,7 @@ def test_seeded():
 
 def test_with_dropout_between_layers():
     """Its masks are drawn after all others, so the lower layer does as without it; backward is forward's derivative."""
-    problem = PROBLEMS["gru zoneout"].but(more=(("dropout", 0.5),), has_dstate=False)
+    problem = PROBLEMS["gru"].but(more=(("dropout", 0.5),), has_dstate=False)
 
     def run(x):
         layer = problem.layer()
@@ -328,8 +329,8 @@ def test_zoneout_of_two_states():
 # --- memory -------------------------------------------------------------------------------------------------
 
 
-def solve_guarded():
-    """Every problem, in sizes that end anywhere in a vector, with unreadable pages beside every array."""
+def solve_guarded(names):
+    """These problems, in sizes that end anywhere in a vector, with unreadable pages beside every array."""
     import test_guard_pages
 
     from fastrnn import threads
@@ -339,6 +340,7 @@ def solve_guarded():
         problem.but(T=2, B=3, I=size, H=(2 if name == "lstm full" else 0) + size, L=1, more=more)
         for size in (1, 5, 8, 9, 17)
         for name, problem in PROBLEMS.items()
+        if name in names
         for more in [(("proj_size", 1 + size // 2),) if name == "lstm full" else ()]
     ]
     plain = [problem.solve() for problem in problems]
@@ -352,6 +354,7 @@ def solve_guarded():
 
 if JIT:  # without, NumPy checks every access
 
-    def test_every_array_is_kept_within():
+    def test_every_array_is_kept_within(effort):
         """As test_guard_pages.py does with all else."""
-        run_python("import test_regularisers as t; t.solve_guarded()")
+        names = effort(USUAL, tuple(PROBLEMS))
+        run_python(f"import test_regularisers as t; t.solve_guarded({names})", timeout=effort(120, 600))

@@ -30,7 +30,7 @@ from fastrnn.optim import Adam
 from fastrnn.training import Interrupted, NotedSignals, NotSavedError, Trainer
 
 TEXT = "a rose is a rose is a rose\n" * 20
-SMALL = {"hidden_size": 12, "num_layers": 2, "embedding_size": 5, "dropout": 0.3, "seed": 7}
+SMALL = {"hidden_size": 12, "num_layers": 2 if JIT else 1, "embedding_size": 5, "dropout": 0.3, "seed": 7}
 FIT = {"epochs": 2, "batch_size": 4, "seq_length": 9, "lr": 0.02, "validation": 0.2}  # 12 steps a pass
 TIMEOUT = 300
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import CELLS, JIT, Problem, assert_close, import_or_skip, mixed_lengths
+from helpers import CELLS, JIT, Problem, assert_close, import_or_skip, mixed_lengths, seldom
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import problems
@@ -21,6 +21,12 @@ SIZES = [
     {"T": 20, "B": 13, "I": 37, "H": 100} if JIT else {"T": 4, "B": 3, "I": 7, "H": 18},
 ]
 STEPS = 100 if JIT else 60
+
+
+cells_and_types = pytest.mark.parametrize(
+    ("cell", "dtype"),
+    [pytest.param(cell, dtype, marks=seldom(cell, dtype)) for cell in SHARED for dtype in TOLERANCE],
+)
 
 
 def to_numpy(tensor):
@@ -74,8 +80,7 @@ def gradient_of(tensor):
 
 @pytest.mark.parametrize("size", SIZES, ids=["small", "large"])
 @pytest.mark.parametrize("L", [1, 2, 3])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("cell", SHARED)
+@cells_and_types
 def test_outputs_and_gradients(cell, dtype, L, size):
     """nn.RNN, nn.LSTM and nn.GRU, forward and every gradient."""
     problem = Problem(cell, **size, L=L, dtype=dtype)
@@ -87,8 +92,7 @@ def test_outputs_and_gradients(cell, dtype, L, size):
 
 @pytest.mark.parametrize("lengths", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both ways"])
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("cell", SHARED)
+@cells_and_types
 def test_directions_and_lengths(cell, dtype, bidirectional, lengths):
     """Two layers of either direction, padded sequences and packed ones, forward and every gradient."""
     size = SIZES[1]
