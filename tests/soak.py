@@ -2,10 +2,14 @@
 
 Shapes vary all the time, models and streams come and go. Memory must reach a ceiling and stay there, nothing may be
 compiled once all kinds of calls have been made, and no cache may grow with the number of shapes that it has seen.
+
+The processors are whoever's: what others took of them meanwhile is measured, because latencies depend on it.
 """
 
 import gc
 import json
+import os
+import pickle
 import random
 import statistics
 import sys
@@ -20,6 +24,7 @@ import fastrnn as fr
 from fastrnn import streaming, threads
 from fastrnn._jit import kernel
 from fastrnn.layers import buffers, layout, store
+from fastrnn.threads import REMEMBERED
 
 THREADS = 8
 SAMPLES = 40
@@ -44,7 +49,16 @@ def sizes():
         "made": max((len(one._made) for one in list(store._stores)), default=0),
         "helpers": len(threads._team.threads),
         "Python threads": threading.active_count(),
+        "open files": len(os.listdir("/proc/self/fd")),
     }
+
+
+def processors():
+    """Seconds of work of all processors so far, and those of this process among them."""
+    with open("/proc/stat") as file:
+        user, nice, system, _, _, *interrupts = map(int, file.readline().split()[1:9])
+    mine = os.times()
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK"), mine.user + mine.system
 
 
 class Worker(threading.Thread):
@@ -74,17 +88,23 @@ class Worker(threading.Thread):
         return self.rng.integers(0, len(x) + 1, x.shape[1]) if self.r.random() < 0.5 else None
 
     def infer(self):
+        """Now and then with other weights, for all workers; or with a copy."""
         x = self.x()
         model = self.r.choice(self.shared)
+        if self.r.random() < 0.1:
+            model.params["bias_ih_l0"] = np.zeros_like(model.params["bias_ih_l0"])
+        elif self.r.random() < 0.1:
+            model = pickle.loads(pickle.dumps(model))
         y, _ = model(x, None, self.lengths(x))
         assert np.isfinite(y).all()
+        assert len(fr.last_call_info()) <= REMEMBERED
 
     def train(self):
         """A model that nobody else has, of a size of its own."""
         model = fr.Sequential(fr.LSTM(20, self.r.randint(1, 40)), fr.Dropout(0.1))
         opt, x = fr.Adam(model), self.x()
-        for _ in range(2):
-            y, _, tape = model.forward(x, None, self.lengths(x))
+        for segments in (None, self.r.randint(1, len(x))):
+            y, _, tape = model.forward(x, None, self.lengths(x), segments=segments)
             model.backward(tape, y)
             opt.step()
 
@@ -128,7 +148,7 @@ def soak(seconds):
     compiled, stop = compilations(), threading.Event()
     workers = [Worker(seed, shared, stop) for seed in range(THREADS)]
     probe, step, latencies = fr.LSTM(20, 30, seed=4).stream(), np.zeros(20, "f4"), []
-    memory, seen = [], []
+    memory, seen, before = [], [], processors()
     for worker in workers:
         worker.start()
     started = time.monotonic()
@@ -145,6 +165,7 @@ def soak(seconds):
     stop.set()
     for worker in workers:
         worker.join(timeout=600)
+    work, mine = (after - then for after, then in zip(processors(), before, strict=True))
     half = SAMPLES // 2
     return {
         "calls": sum(worker.calls for worker in workers),
@@ -154,6 +175,8 @@ def soak(seconds):
         "memory": [max(memory[SAMPLES // 4 : half]), max(memory[half:])],
         "largest": {name: max(one[name] for one in seen) for name in seen[0]},
         "last": sizes(),
+        "threads": fr.get_num_threads(),
+        "percent of the work that was others'": 100 * max(0.0, work - mine) / work,
         "microseconds": [1e6 * statistics.median(part) for part in (latencies[:half], latencies[half:])],
     }
 
