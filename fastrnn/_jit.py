@@ -11,9 +11,8 @@ import hashlib
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -21,11 +20,10 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from numba.core import caching, config
+from numba.core.compiler_lock import global_compiler_lock
 
 # Below this many multiply-adds (about 100 us on one core) a kernel runs in the caller alone and keeps the GIL.
 SMALL = 8_000_000
-
-_for_types = threading.Lock()
 
 # Whoever wants to hear how kernels come to be sets a handler and the level DEBUG; by default nothing is said.
 _log = logging.getLogger("fastrnn")
@@ -64,18 +62,16 @@ class kernel:  # noqa: N801 - read as a decorator
         #: where `flags` and `pieces` are among the arguments of a launch, for `last_call_info`
         self.shown = slice(shown[0], shown[-1] + 1, max(1, shown[-1] - shown[0])) if shown else slice(0)
 
-    @cached_property
-    def held(self) -> Any:
-        return self._compile(nogil=False)
-
-    @cached_property
-    def released(self) -> Any:
-        return self._compile(nogil=True)
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("held", "released"):
+            raise AttributeError(f"a kernel has no {name!r}")
+        # Not a cached_property: until Python 3.12 it has a lock, and a fork in that moment leaves it locked in the child.
+        return self.__dict__.setdefault(name, self._compile(nogil=name == "released"))
 
     def for_types(self, *args: Any) -> Any:
         """`held`, compiled for arguments like these; it answers others with `TypeError` and compiles for none."""
         made = self.held
-        with _for_types:
+        with global_compiler_lock:
             made.disable_compile(False)
             try:
                 made.compile(tuple(numba.typeof(a) for a in args))
@@ -96,6 +92,16 @@ class kernel:  # noqa: N801 - read as a decorator
         """How many times this process compiled it or loaded it from the cache."""
         made = [self.__dict__[name] for name in ("held", "released") if name in self.__dict__]
         return sum(len(m.signatures) for m in made if hasattr(m, "signatures"))  # without JIT they are functions
+
+
+if hasattr(os, "register_at_fork"):
+    # A fork waits until no thread compiles. The child would find Numba's lock taken by a thread that it does not have,
+    # and LLVM in the midst of something: its first kernel would hang for ever.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 
 @cache
