@@ -4,10 +4,20 @@ Each case is a Python of its own with a time limit: what it is afraid of is an a
 """
 
 import importlib
+import io
+import os
+import statistics
 import sys
+import threading
+import time
 
+import numpy as np
+import pytest
 from helpers import JIT, run_python
 from test_fork_threads import SETUP
+
+import fastrnn as fr
+from fastrnn import threads as threading_of_calls
 
 
 def loads(module):
@@ -91,6 +101,7 @@ beside.join()
 layer = numba.threading_layer() if JIT else "{layer}"
 print(len(done), len(wrong), layer, *wrong[:3])
 """
+
 ONE_CORE = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
 
 
@@ -98,7 +109,7 @@ def test_a_mix_of_calls_from_many_threads(effort, reliability):
     """Single-threaded bits from every call, on each layer that there is, with one core and with more threads than
     cores, under OMP_THREAD_LIMIT, while the user's own parallel loop runs in another thread.
     """
-    threads, calls = effort(8, 64), effort(6, 60)
+    threads, calls = 64, effort(1, 60)
     cases = [(layer, one) for layer in LAYERS for one in (False, True)]
     cases = effort([(layer, layer != "workqueue") for layer in LAYERS], cases)
     total = 0
@@ -110,3 +121,117 @@ def test_a_mix_of_calls_from_many_threads(effort, reliability):
         assert printed == [str(threads * calls), "0", layer], printed
         total += threads * calls
     reliability(calls=total, threads=threads, threading_layers=len(LAYERS), conditions=len(cases))
+
+
+# --- beside a busy thread -----------------------------------------------------------------------------------
+
+STEPS = 300
+
+
+class Busy(threading.Thread):
+    """Nothing but Python, all the time."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.count, self.stop = 0, False
+
+    def run(self):
+        while not self.stop:
+            self.count += 1
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.stop = True
+        self.join()
+
+
+@pytest.fixture(params=["lstm", "language", "pool"])
+def step(request):
+    """A single step of the kind that a server makes."""
+    if request.param == "pool":
+        pool = fr.LSTM(20, 30, seed=1).stream_pool(4)
+        ids, x = [pool.open() for _ in range(3)], np.ones((3, 20), "f4")
+        return lambda: pool.step(ids, x)
+    if request.param == "lstm":
+        stream, x = fr.LSTM(20, 30, seed=1).stream(), np.ones(20, "f4")
+        return lambda: stream.push(x)
+    layers = (fr.Embedding(31, 20, seed=1), fr.LSTM(20, 30, seed=2), fr.Linear(30, 31, seed=3))
+    stream = fr.Sequential(*layers).stream()
+    return lambda: stream.push(3)
+
+
+def test_a_step_keeps_the_gil(step):
+    """Taken back from a busy Python thread it would cost the interval of switches each time, a thousand steps."""
+    before = sys.getswitchinterval()
+    for _ in range(3):
+        step()
+    with Busy() as busy:
+        sys.setswitchinterval(0.2)
+        try:
+            for _ in range(20):  # the steps may be interrupted by chance: the machine is not ours alone
+                time.sleep(0)  # so that they begin with an interval of their own
+                started = busy.count
+                for _ in range(STEPS):
+                    step()
+                if busy.count == started:
+                    return
+        finally:
+            sys.setswitchinterval(before)
+    raise AssertionError("the busy thread ran during every round of steps")
+
+
+@pytest.mark.long
+def test_a_step_beside_a_busy_thread(step, reliability):
+    """Its median time, beside the idle one: a figure of the long form, as a test of the default suite takes no time."""
+
+    def median():
+        times = []
+        for k in range(20_000):
+            started = time.perf_counter()
+            step()
+            times.append(time.perf_counter() - started)
+            if k % STEPS == 0:
+                time.sleep(0)
+        return 1e6 * statistics.median(times)
+
+    pairs = []
+    for _ in range(5):
+        idle = median()
+        with Busy():
+            pairs.append((idle, median()))
+    idle, busy = min(pairs, key=lambda pair: pair[1] / pair[0])
+    assert busy < 2 * idle
+    reliability(steps=200_000, us_for_the_median_idle=round(idle, 1), us_beside_a_busy_thread=round(busy, 1))
+
+
+# --- as many threads as may work ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "max 100000"}, 64),
+        ({"cpu.max": "spoiled"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ({}, 64),
+    ],
+)
+def test_the_control_group_s_quota(monkeypatch, files, expected):
+    """Of both versions of control groups; half a processor is one thread."""
+
+    def opened(path):
+        name = path.removeprefix("/sys/fs/cgroup/")
+        if name not in files:
+            raise FileNotFoundError(path)
+        return io.StringIO(files[name])
+
+    monkeypatch.delenv("FASTRNN_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threading_of_calls, "open", opened, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert threading_of_calls._default() == expected
