@@ -49,6 +49,9 @@ def test_workers_of_a_data_loader(effort):
 # --- a server -----------------------------------------------------------------------------------------------
 
 
+KINDS = ("/infer", "/stream", "/pool", "/train")
+
+
 class Clients:
     """Threads that ask a server all the time; what it answered, from which worker, and what got lost."""
 
@@ -76,7 +79,7 @@ class Clients:
     def work(self, seed):
         r = random.Random(seed)
         while not self.stop.is_set():
-            what = r.choice(("/infer", "/infer", "/stream", "/train"))
+            what = r.choice(KINDS)
             try:
                 pid, answer = self.ask(what)
             except (OSError, ValueError):
@@ -89,12 +92,11 @@ class Clients:
                 self.answers[what][answer] += 1
 
 
-@pytest.mark.long
-def test_gunicorn(tmp_path, reliability, minutes):
+def test_gunicorn(tmp_path, effort, reliability, minutes):
     """Loaded and warm, then four workers of two threads; eight clients; workers are killed, ended and replaced."""
     if importlib.util.find_spec("gunicorn") is None:
-        pytest.skip("no server to try: pip install gunicorn")
-    seconds = 60 * minutes(5)
+        pytest.skip('no server to try (pip install "fastrnn[peers]")')
+    seconds, pause = effort(3, 60 * minutes(5)), effort(1, 4)
     path = str(tmp_path / "socket")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"), *sys.path))}
     command = ["-m", "gunicorn", "--preload", "-w", "4", "--threads", "2", "-t", "120", "-b", f"unix:{path}"]
@@ -113,12 +115,13 @@ def test_gunicorn(tmp_path, reliability, minutes):
                 assert server.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < until
                 time.sleep(0.2)
-        expected = {what: clients.ask(what)[1] for what in ("/infer", "/stream", "/train")}
+        expected = {what: clients.ask(what)[1] for what in KINDS}
+        assert expected["/stream"] == expected["/pool"]
         for thread in clients.threads:
             thread.start()
         r, until = random.Random(0), time.monotonic() + seconds
         while time.monotonic() < until:
-            time.sleep(r.uniform(0.5, 4))
+            time.sleep(r.uniform(pause / 8, pause))
             number = r.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGHUP))
             if number == signal.SIGHUP:
                 server.send_signal(number)  # all workers, one after the other
