@@ -3,6 +3,7 @@
 Every test has packages and folders of its own, and runs Pythons of their own with a time limit.
 """
 
+import compileall
 import os
 import shutil
 import signal
@@ -82,9 +83,9 @@ def listing(folder):
 
 
 @pytest.fixture(scope="module")
-def expected():
+def expected(tmp_path_factory):
     """The bits of the sources as they are."""
-    return call(None)[1]
+    return call(tmp_path_factory.mktemp("cache"))[1]
 
 
 def test_versions_side_by_side_and_an_edited_kernel(tmp_path, expected):
@@ -104,6 +105,45 @@ def test_versions_side_by_side_and_an_edited_kernel(tmp_path, expected):
     assert call(cache, one)[1:] == (second[1], first[2])
     edit(one, "kernels/activations.py", "return fma(q, s, q)", "return fma(q, s, s)")
     assert call(cache, one) == (*first[:2], 0)
+
+
+@pytest.mark.parametrize("when", ["before anything is compiled", "while it is compiled"])
+def test_a_package_that_changes_under_a_running_program(tmp_path, expected, when):
+    """As when it is upgraded below a server: what that compiles is from the old text, and nobody's from then on."""
+    package, cache, file = copied(tmp_path), tmp_path / "cache", tmp_path / "fastrnn" / "kernels" / "activations.py"
+    before = f"""
+from pathlib import Path
+import numba.core.event as event
+import fastrnn
+def change(*_):
+    file = Path({str(file)!r})
+    file.write_text(file.read_text().replace("return fma(q, s, s)", "return fma(q, s, q)"))
+class Late(event.Listener):
+    on_start, on_end = change, lambda *_: None
+fastrnn.softmax  # imports the kernels
+"""
+    before += "change()\n" if when.startswith("before") else "event.register('numba:compile', Late())\n"
+    bits, compiled = call(cache, package, before)[1:]
+    assert (bits, compiled > 0) == (expected, True)
+    changed = call(cache, package)
+    assert changed[1] != expected
+    assert changed[1:] == call(tmp_path / "another", package)[1:]
+
+
+def test_a_package_without_its_text(tmp_path, expected):
+    """Compiled modules only, or an archive: two versions get their own code."""
+    cache, found = tmp_path / "cache", []
+    for name, new in (("one", "return fma(q, s, s)"), ("two", "return fma(q, s, q)")):
+        package = copied(tmp_path / name)
+        edit(package, "kernels/activations.py", "return fma(q, s, s)", new)
+        archive = shutil.make_archive(str(tmp_path / name), "zip", package)
+        assert compileall.compile_dir(package, quiet=1, legacy=True)
+        for text in package.rglob("*.py"):
+            text.unlink()
+        found.append(call(cache, package)[1])
+        assert call(cache, archive)[1] == found[-1]
+    assert found[0] == expected != found[1]
+    assert call(cache, package)[1:] == (found[1], 0)
 
 
 @linux
@@ -133,6 +173,24 @@ def test_a_read_only_cache(tmp_path, expected):
         assert listing(tmp_path / "cache") == before
     finally:
         thaw(tmp_path / "cache")
+
+
+def test_no_writable_place_at_all(tmp_path, expected):
+    """Whatever wants to write, wherever it is, is told that the disk is read-only."""
+    before = """
+import os
+def forbid(event, args):
+    if event == "open":
+        writes = args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    else:
+        writes = event in ("os.mkdir", "os.rename", "os.remove", "os.link", "os.symlink", "os.truncate", "os.chmod")
+    if writes:
+        raise OSError(30, "Read-only file system")
+sys.addaudithook(forbid)
+"""
+    cache = tmp_path / "cache"
+    bits, compiled = call(cache, before=before)[1:]
+    assert (bits, compiled > 0, cache.exists()) == (expected, True, False)
 
 
 def test_no_home_directory(expected):
