@@ -28,6 +28,7 @@ from fastrnn.threads import REMEMBERED
 
 THREADS = 8
 SAMPLES = 40
+NAP = 5.0  # seconds: whoever sleeps for longer has been stopped, which is not part of the time that he was to run
 
 
 def compilations():
@@ -151,9 +152,14 @@ def soak(seconds):
     memory, seen, before = [], [], processors()
     for worker in workers:
         worker.start()
-    started = time.monotonic()
+    awake = stopped = 0.0
     for n in range(SAMPLES):
-        stop.wait(max(0.0, started + seconds * (n + 1) / SAMPLES - time.monotonic()))
+        while awake < seconds * (n + 1) / SAMPLES and not stop.is_set():
+            t = time.monotonic()
+            stop.wait(0.1)
+            t = time.monotonic() - t
+            awake += min(t, NAP)
+            stopped += max(0.0, t - NAP)
         memory.append(resident())
         seen.append(sizes())
         times = []
@@ -177,6 +183,7 @@ def soak(seconds):
         "last": sizes(),
         "threads": fr.get_num_threads(),
         "percent of the work that was others'": 100 * max(0.0, work - mine) / work,
+        "stopped": stopped,
         "microseconds": [1e6 * statistics.median(part) for part in (latencies[:half], latencies[half:])],
     }
 

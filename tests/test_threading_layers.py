@@ -167,8 +167,8 @@ def pool():
 
 @pytest.mark.skipif(not JIT, reason="without JIT nothing lets go of the GIL")
 def test_a_step_keeps_the_gil():
-    """Beside a busy Python thread it would wait for it, 5 ms each time, a thousand steps. Whether it does is chance, on a
-    machine with other things to do; that no kernel is of the kind that lets go is not.
+    """Beside a busy Python thread it would wait for it, 5 ms each time, a thousand steps. Whether it does is
+    chance on a machine with other things to do; that no kernel is of the kind that lets go is not.
     """
     code = """
 import gc
