@@ -243,7 +243,7 @@ def _cache_class(folder: Path) -> type:
             self._loads = self._keeps = True
 
         def _may_be_used(self) -> bool:
-            if self._keeps and _times() != _TIMES:
+            if self._loads and _times() != _TIMES:
                 self._keeps = self._loads = False
                 _log.debug("%s: compiled code is not kept: the package has changed meanwhile", self._told)
             return self._loads
