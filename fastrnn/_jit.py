@@ -11,9 +11,8 @@ import hashlib
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -21,11 +20,10 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from numba.core import caching, config
+from numba.core.compiler_lock import global_compiler_lock
 
 # Below this many multiply-adds (about 100 us on one core) a kernel runs in the caller alone and keeps the GIL.
 SMALL = 8_000_000
-
-_for_types = threading.Lock()
 
 # Whoever wants to hear how kernels come to be sets a handler and the level DEBUG; by default nothing is said.
 _log = logging.getLogger("fastrnn")
@@ -64,18 +62,16 @@ class kernel:  # noqa: N801 - read as a decorator
         #: where `flags` and `pieces` are among the arguments of a launch, for `last_call_info`
         self.shown = slice(shown[0], shown[-1] + 1, max(1, shown[-1] - shown[0])) if shown else slice(0)
 
-    @cached_property
-    def held(self) -> Any:
-        return self._compile(nogil=False)
-
-    @cached_property
-    def released(self) -> Any:
-        return self._compile(nogil=True)
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("held", "released"):
+            raise AttributeError(f"a kernel has no {name!r}")
+        # Not a cached_property: until Python 3.12 that has a lock, and a fork just then leaves it locked in the child.
+        return self.__dict__.setdefault(name, self._compile(nogil=name == "released"))
 
     def for_types(self, *args: Any) -> Any:
         """`held`, compiled for arguments like these; it answers others with `TypeError` and compiles for none."""
         made = self.held
-        with _for_types:
+        with global_compiler_lock:
             made.disable_compile(False)
             try:
                 made.compile(tuple(numba.typeof(a) for a in args))
@@ -98,16 +94,30 @@ class kernel:  # noqa: N801 - read as a decorator
         return sum(len(m.signatures) for m in made if hasattr(m, "signatures"))  # without JIT they are functions
 
 
+if hasattr(os, "register_at_fork"):
+    # A fork waits until no thread compiles. The child would find Numba's lock taken by a thread that it does not have,
+    # and LLVM in the midst of something: its first kernel would hang for ever.
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
+
+
 @cache
 def cache_folder() -> Path | None:
     """The folder for compiled code, or None if there is none and none can be made. One that can only be read is read.
 
     `FASTRNN_CACHE_DIR`, else `NUMBA_CACHE_DIR`, else the user's cache folder. Its last part is a hash of everything
     that compiled code depends on and that Numba's own key leaves out (the text of every other module, the flags), so
-    an entry can never be older than the code that asks for it.
+    an entry can never be older than the code that asks for it. A program whose package is replaced or edited while it
+    runs has neither the old text nor the new: it goes on without the folder, and so does one that is in an archive.
     """
+    if not _SOURCES:
+        _log.debug("compiled code is not kept: the package's files are not in a folder")
+        return None
     for base in _candidates():
-        folder = base / "fastrnn" / _stamp()
+        folder = base / "fastrnn" / _STAMP
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -172,15 +182,34 @@ def _candidates() -> list[Path]:
         return []
 
 
+def _times() -> list[tuple[int, int, int]]:
+    """By which a source that has been written to or replaced is known, of each."""
+    try:
+        found = [path.stat() for path in _SOURCES]
+    except OSError:
+        return []
+    return [(one.st_mtime_ns, one.st_size, one.st_ino) for one in found]
+
+
 def _stamp() -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in _SOURCES:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     flags = (config.OPT, config.BOUNDSCHECK, config.DEBUGINFO_DEFAULT)
     for part in (sys.version, numba.__version__, np.__version__, flags):
         digest.update(str(part).encode())
     return digest.hexdigest()[:24]
+
+
+# Every module's text; without it (an installation that is only compiled) Python's own code. Looked at before any
+# kernel's module is imported, and before any text is read.
+_SOURCES = sorted(
+    path for path in Path(__file__).parent.rglob("*.py*")
+    if path.suffix in (".py", ".pyc") and path.parent.name != "__pycache__"
+)  # fmt: skip
+_TIMES = _times()
+_STAMP = _stamp()
 
 
 @cache
@@ -210,10 +239,19 @@ def _cache_class(folder: Path) -> type:
 
         def __init__(self, py_func: Any, name: str) -> None:
             super().__init__(py_func)
-            self._told, self._keeps, self._since = name, True, 0.0
+            self._told, self._since = name, 0.0
+            self._loads = self._keeps = True
+
+        def _may_be_used(self) -> bool:
+            if self._loads and _times() != _TIMES:
+                self._keeps = self._loads = False
+                _log.debug("%s: compiled code is not kept: the package has changed meanwhile", self._told)
+            return self._loads
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
             self._since = perf_counter()
+            if not self._may_be_used():
+                return None
             try:
                 found = super().load_overload(sig, target_context)
             except Exception:  # a damaged or half-written entry is an entry that is not there
@@ -224,7 +262,7 @@ def _cache_class(folder: Path) -> type:
 
         def save_overload(self, sig: Any, data: Any) -> None:
             _log.debug("compiled %s in %.2f s", self._told, perf_counter() - self._since)
-            if not self._keeps:
+            if not self._may_be_used() or not self._keeps:
                 return
             try:
                 super().save_overload(sig, data)

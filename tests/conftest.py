@@ -10,7 +10,13 @@ import numba
 import pytest
 from helpers import JIT
 from hypothesis import HealthCheck, settings
-from reliability import effort, pytest_addoption, pytest_runtest_makereport, reliability  # noqa: F401 - for pytest
+from reliability import (  # noqa: F401 - for pytest
+    effort,
+    minutes,
+    pytest_addoption,
+    pytest_runtest_makereport,
+    reliability,
+)
 
 # The first example of a test compiles, so no example has a deadline. The same examples in every run: a
 # failure that somebody reports can be seen by everybody. `--hypothesis-profile explore` looks for new ones.

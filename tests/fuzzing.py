@@ -33,7 +33,7 @@ import fastrnn as fr
 T, B, I, H, V = 3, 2, 3, 5, 4  # noqa: E741 - the glossary's letters
 HUGE = 1 << 46  # elements: more than there are addresses for
 LARGE = 1 << 20  # no array of a right answer has so many
-SECONDS = 120  # for one case, the first ones of which compile
+SECONDS = 600  # for one case, the first ones of which compile, on a machine that has other things to do
 MEMORY = 4 << 30  # addresses; what asks for more gets MemoryError at once
 
 

@@ -31,12 +31,20 @@ hoped for: a run that fails writes no row.
 
 def pytest_addoption(parser):
     parser.addoption("--reliability", action="store_true", help="write the figures of long runs to RELIABILITY.md")
+    parser.addoption("--minutes", type=float, help="how long those long runs take that could go on for ever")
 
 
 @pytest.fixture(params=["short", pytest.param("long", marks=pytest.mark.long)])
 def effort(request):
     """`effort(few, many)`: how many cases this form of the test has."""
     return lambda few, many: many if request.param == "long" else few
+
+
+@pytest.fixture
+def minutes(request):
+    """`minutes(usual)`: how long a long run takes, unless `--minutes` says otherwise."""
+    given = request.config.getoption("--minutes")
+    return lambda usual: usual if given is None else given
 
 
 @pytest.fixture

@@ -245,6 +245,28 @@ print(set(answers) == {inferred + passed})
 
 
 @unix
+@pytest.mark.skipif(not JIT, reason="without JIT nothing is compiled")
+def test_fork_while_another_thread_compiles(tmp_path):
+    """As when a server warms up in a thread and forks its workers meanwhile: Numba's lock, and LLVM's inside, would be
+    left locked in the child. The fork waits.
+    """
+    printed = run(
+        FORK
+        + """
+a = np.arange(12.0).reshape(3, 4)
+softmax, warm = fr.softmax, threading.Thread(target=lambda: (fr.softmax(a), fr.softmax(a.astype("f4"))))
+warm.start()
+answers = []
+while warm.is_alive():
+    answers.append(in_child(lambda: digest(softmax(a), softmax(a.astype("f4")))))
+print(len(answers) > 0, set(answers) == {digest(softmax(a), softmax(a.astype("f4")))})
+""",
+        FASTRNN_CACHE_DIR=str(tmp_path),
+    )
+    assert printed == ["True", "True"]
+
+
+@unix
 def test_fork_from_a_thread():
     """The thread that forks is the child's main thread, whatever it was before."""
     printed = run(
