@@ -356,7 +356,7 @@ class Session(RuleBasedStateMachine):
         stream, x = one["stream"], self.x(seed, T, 1)
         wrong = self.wrong_x(seed, T)
         with refused("x"):
-            stream.push_many([[]] if wrong is None else wrong)
+            stream.push_many([[]] if wrong is None or getattr(wrong, "shape", ()) == (B, I) else wrong)  # that is T, I
         with refused("state"):
             stream.state = [np.zeros(3), "state", (np.zeros((1, 1, H), "f4"),) * 3][seed % 3]
         y, one["state"] = self.twin(x, one["state"])
