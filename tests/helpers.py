@@ -25,8 +25,13 @@ JIT = not numba.config.DISABLE_JIT
 # The two forms of a kernel (see _jit.py) differ in some instructions around it, and each takes as long to compile. In
 # every process that imports this module, small calls too run the one that gives the GIL away, but for
 # test_numbers.py::test_forms; processes that do not (the command's, those of test_fork_threads.py) run both.
-HELD = kernel.__dict__["held"]
 kernel.held = property(lambda self: self.released)
+
+
+def held_form(run):
+    """What `held` is otherwise."""
+    return run.__dict__.get("held") or kernel.__getattr__(run, "held")
+
 
 # name -> the class and the keyword that make it
 CELLS = {

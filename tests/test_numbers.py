@@ -10,13 +10,13 @@ import pytest
 from helpers import (
     ALL_CELLS,
     CELLS,
-    HELD,
     IN_FLOAT32,
     JIT,
     NARROW,
     Problem,
     assert_close,
     assert_same_bits,
+    held_form,
     is_wide,
     large,
     mixed_lengths,
@@ -143,7 +143,7 @@ def test_forms(cell, monkeypatch):
 
     def held(run):
         ran.append(run.__name__)
-        return HELD.__get__(run)
+        return held_form(run)
 
     expected = whole(problem)
     monkeypatch.setattr(kernel, "held", property(held))
