@@ -43,7 +43,7 @@ def sizes():
     gc.collect()
     return {
         "layouts": layout.uniform.cache_info().currsize,
-        "free blocks": sum(block.nbytes for block in list(buffers._free)),
+        "free blocks": sum(size * len(blocks) for size, blocks in list(buffers._free.items())),
         "plans": len(streaming._plans),
         "stores": len(store._stores),
         "streams": len(streaming._live),
