@@ -198,7 +198,7 @@ def compiled(problem):
     if not JIT or (problem.cell in IN_FLOAT32 and not problem.more):
         return problem
     wide = problem.but(dtype="float64")
-    wide.__dict__ |= {"inputs": problem.inputs, "params": problem.params}
+    wide.__dict__.update(inputs=problem.inputs, params=problem.params)
     return wide
 
 

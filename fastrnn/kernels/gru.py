@@ -669,24 +669,25 @@ def gru_step(w, layer, x, out, h_0):
 
     w : packed weights, read
     layer : from 0, of L
-    x : (1, B, I), read
+    x : (1, B, I), read, if it is the first layer; those above it read the y below
     out : (2, L, B, H), of this layer written: y, h, both the same
     h_0 : (L, B, H), of this layer read
     """
     shape = out[0].shape
-    batch, i_size, h_size = x.shape[1], x.shape[2], shape[2]
+    batch, h_size = x.shape[1], shape[2]
+    i_size = x.shape[2] if layer == 0 else h_size
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
     fits = len(x) == 1 and h_0.shape == shape and shape[1] == batch and layer < len(h_0)
     if not fits or len(w) != panels * (TAPE + GATES * (i_size + h_size)) * lane or batch * len(w) > SMALL:
         return False
-    y, h, h0 = out[0][layer], out[1][layer], h_0[layer]
+    below, y, h, h0 = x[0] if layer == 0 else out[0][layer - 1], out[0][layer], out[1][layer], h_0[layer]
     work, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for panel in range(panels):
         forward_item(
             0, batch, panel, 0, 0, 0, 0, batch, i_size, h_size, h_size, 0,
-            x, ids, none, w, None, h0, h, none, none, work, h0, h_size,
+            below, ids, none, w, None, h0, h, none, none, work, h0, h_size,
         )  # fmt: skip
     for k in range(0, batch * h_size, lane):
         copy_rows(y, k, h, k, batch * h_size - k)

@@ -1254,12 +1254,13 @@ def lstm_step(w, peep, form, coupled, layer, x, out, h_0, c_0):
 
     w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
     layer : from 0, of L
-    x : (1, B, I), read
+    x : (1, B, I), read, if it is the first layer; those above it read the y below
     out : (3, L, B, H), of this layer written: y, h, c, of which y and h are the same
     h_0, c_0 : (L, B, H), of this layer read
     """
     shape = out[0].shape
-    batch, i_size, h_size = x.shape[1], x.shape[2], shape[2]
+    batch, h_size = x.shape[1], shape[2]
+    i_size = x.shape[2] if layer == 0 else h_size
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
     number = GATES if coupled is None else GATES - 1
@@ -1267,13 +1268,13 @@ def lstm_step(w, peep, form, coupled, layer, x, out, h_0, c_0):
     if not fits or len(w) != panels * number * (1 + i_size + h_size) * lane or batch * len(w) > SMALL:
         return False
     y, h, c = out[0][layer], out[1][layer], out[2][layer]
-    h0, c0 = h_0[layer], c_0[layer]
+    below, h0, c0 = x[0] if layer == 0 else out[0][layer - 1], h_0[layer], c_0[layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for panel in range(panels):
         forward_item(
             0, batch, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
-            x, ids, none, w, peep, None, form, coupled, h0, h, 0, h_size, c0, c, none, z,
+            below, ids, none, w, peep, None, form, coupled, h0, h, 0, h_size, c0, c, none, z,
         )  # fmt: skip
     for k in range(0, batch * h_size, lane):
         copy_rows(y, k, h, k, batch * h_size - k)

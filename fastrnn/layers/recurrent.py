@@ -311,14 +311,14 @@ class Recurrent(Layer):
                     out = np.empty((2, *state.shape), self.dtype)
                     if step(now, out, state):
                         y, h = out
-                        if not above or all(up(y[k : k + 1], out, state) for k, up in enumerate(above)):
+                        if not above or all(up(now, out, state) for up in above):
                             return y[-1:] if above else y, h
                 elif self.states == 2:
                     h0, c0 = state
                     out = np.empty((3, *h0.shape), self.dtype)
                     if h0.dtype.isnative and c0.dtype.isnative and step(now, out, h0, c0):
                         y, h, c = out
-                        if not above or all(up(y[k : k + 1], out, h0, c0) for k, up in enumerate(above)):
+                        if not above or all(up(now, out, h0, c0) for up in above):
                             return y[-1:] if above else y, (h, c)
             except (TypeError, ValueError, AttributeError, MemoryError):
                 pass
