@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+import numpy.ma  # Numba does at the first call, and a fork just then leaves the module locked in the child
 from numba.core import caching, config
 from numba.core.compiler_lock import global_compiler_lock
 
