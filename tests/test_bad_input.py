@@ -196,6 +196,11 @@ def same(a, b):
     return [x.tobytes() for x in leaves(a)] == [x.tobytes() for x in leaves(b)]
 
 
+def one_result(a, b):
+    """The same bits; without JIT, where the order of a sum is NumPy's choice and depends on the rows, nearly so."""
+    return same(a, b) if JIT else all(np.allclose(x, y, 1e-5, 1e-6) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
 @contextlib.contextmanager
 def refused(*names, errors=(TypeError, ValueError)):
     """The documented exception, about one of these."""
@@ -394,7 +399,7 @@ class Session(RuleBasedStateMachine):
         y = self.pool.step(ids, x)
         for k, id in enumerate(ids):
             alone, self.pooled[id] = self.twin(x[None, k : k + 1], self.pooled[id])
-            assert same(y[k], alone[0, 0])
+            assert one_result(y[k], alone[0, 0])
 
     @rule(seed=seeds)
     def close(self, seed):
@@ -419,7 +424,7 @@ class Session(RuleBasedStateMachine):
             assert set(self.pool.ids()) == set(self.pooled)
             for id, state in self.pooled.items():
                 if state is not None:
-                    assert same(self.pool.state(id), state)
+                    assert one_result(self.pool.state(id), state)
 
 
 def test_sessions(effort, reliability):
