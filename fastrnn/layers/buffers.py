@@ -46,10 +46,10 @@ class _Block(np.ndarray):
     plain object with an `__array_interface__` took twice as long to make.)
     """
 
-    memory: Memory
+    memory: Memory | None = None  # of a view of a block, or one that was interrupted: it has nothing to give back
 
     def __del__(self) -> None:
-        if _free is None:  # the interpreter is going away
+        if self.memory is None or _free is None:  # or the interpreter is going away
             return
         # May run at any moment in any thread, in the middle of `empty` too: only single, atomic operations here.
         _free.setdefault(self.memory.size, deque()).append(self.memory)
