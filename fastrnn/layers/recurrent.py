@@ -116,7 +116,6 @@ class Run(NamedTuple):
     masks: Masks
     dropped: np.ndarray | None  # h times masks.drop, (slots, H)
     i_size: int  # I, 0 for indices
-    whole: bool = True  # all steps of the call, not a segment of them
 
     def before(self, states: np.ndarray, line: int) -> tuple[np.ndarray, int, np.ndarray]:
         """The state before each row's input, as `add_gradient` takes it: x, line, index."""
@@ -149,7 +148,7 @@ class Run(NamedTuple):
         one = self._replace(
             where=where, total=total, x=x, ids=ids, states=self.states[slot:], h=self.h[slot * self.line :],
             masks=self.masks.of(rows), dropped=None if self.dropped is None else self.dropped[slot:],
-            training=training, whole=False,
+            training=training,
         )  # fmt: skip
         return one, rows
 
