@@ -53,6 +53,8 @@ from .panels import (
     pack_transposed,
     panels_for,
     rows_of,
+    step_fits,
+    step_input,
     tape_at,
     tiles,
 )
@@ -673,15 +675,15 @@ def gru_step(w, layer, x, out, h_0):
     out : (2, L, B, H), of this layer written: y, h, both the same
     h_0 : (L, B, H), of this layer read
     """
-    shape = out[0].shape
-    batch, h_size = x.shape[1], shape[2]
-    i_size = x.shape[2] if layer == 0 else h_size
+    if not step_fits(layer, x, out, h_0):
+        return False
+    below, h_size = step_input(layer, x, out), out.shape[3]
+    batch, i_size = below.shape
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
-    fits = len(x) == 1 and h_0.shape == shape and shape[1] == batch and layer < len(h_0)
-    if not fits or len(w) != panels * (TAPE + GATES * (i_size + h_size)) * lane or batch * len(w) > SMALL:
+    if len(w) != panels * (TAPE + GATES * (i_size + h_size)) * lane or batch * len(w) > SMALL:
         return False
-    below, y, h, h0 = x[0] if layer == 0 else out[0][layer - 1], out[0][layer], out[1][layer], h_0[layer]
+    y, h, h0 = out[0][layer], out[1][layer], h_0[layer]
     work, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for panel in range(panels):

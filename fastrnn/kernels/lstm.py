@@ -86,6 +86,8 @@ from .panels import (
     pack_transposed,
     panels_for,
     rows_of,
+    step_fits,
+    step_input,
     tape_at,
     tiles,
 )
@@ -1258,17 +1260,17 @@ def lstm_step(w, peep, form, coupled, layer, x, out, h_0, c_0):
     out : (3, L, B, H), of this layer written: y, h, c, of which y and h are the same
     h_0, c_0 : (L, B, H), of this layer read
     """
-    shape = out[0].shape
-    batch, h_size = x.shape[1], shape[2]
-    i_size = x.shape[2] if layer == 0 else h_size
+    if not step_fits(layer, x, out, h_0) or not step_fits(layer, x, out, c_0):
+        return False
+    below, h_size = step_input(layer, x, out), out.shape[3]
+    batch, i_size = below.shape
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
     number = GATES if coupled is None else GATES - 1
-    fits = len(x) == 1 and h_0.shape == shape and c_0.shape == shape and shape[1] == batch and layer < len(h_0)
-    if not fits or len(w) != panels * number * (1 + i_size + h_size) * lane or batch * len(w) > SMALL:
+    if len(w) != panels * number * (1 + i_size + h_size) * lane or batch * len(w) > SMALL:
         return False
     y, h, c = out[0][layer], out[1][layer], out[2][layer]
-    below, h0, c0 = x[0] if layer == 0 else out[0][layer - 1], h_0[layer], c_0[layer]
+    h0, c0 = h_0[layer], c_0[layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for panel in range(panels):

@@ -138,6 +138,18 @@ def rows_of(piece, pieces, count, bounds, by_rows):
     return count * piece // pieces, count * (piece + 1) // pieces
 
 
+@device
+def step_fits(layer, x, out, h_0):
+    """Whether the arrays of a cell's step go together: x (1, B, I), out (states + 1, L, B, H), h_0 (L, B, H)."""
+    return len(x) == 1 and h_0.shape == out[0].shape and x.shape[1] == h_0.shape[1] and layer < len(h_0)
+
+
+@device
+def step_input(layer, x, out):
+    """(B, I) or, above the first layer, (B, H): the y below."""
+    return x[0] if layer == 0 else out[0][layer - 1]
+
+
 @pointwise
 def copy_transposed(to, to_off, line, source, source_off, columns, rows, count):
     """to[k, j] = source[j, k] for k < count, written, j < rows, read; zeros for the other j of a vector.

@@ -38,6 +38,8 @@ from .panels import (
     copy_rows,
     pack_transposed,
     rows_of,
+    step_fits,
+    step_input,
     tiles,
 )
 
@@ -335,15 +337,15 @@ def rnn_step(w, nonlinearity, layer, x, out, h_0):
     out : (2, L, B, H), of this layer written: y, h, both the same
     h_0 : (L, B, H), of this layer read
     """
-    shape = out[0].shape
-    batch, h_size = x.shape[1], shape[2]
-    i_size = x.shape[2] if layer == 0 else h_size
+    if not step_fits(layer, x, out, h_0):
+        return False
+    below, h_size = step_input(layer, x, out), out.shape[3]
+    batch, i_size = below.shape
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
-    fits = len(x) == 1 and h_0.shape == shape and shape[1] == batch and layer < len(h_0)
-    if not fits or len(w) != vectors * lane * (1 + i_size + h_size) or batch * len(w) > SMALL:
+    if len(w) != vectors * lane * (1 + i_size + h_size) or batch * len(w) > SMALL:
         return False
-    below, y, h, h0 = x[0] if layer == 0 else out[0][layer - 1], out[0][layer], out[1][layer], h_0[layer]
+    y, h, h0 = out[0][layer], out[1][layer], h_0[layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     for q in range((vectors + COLS - 1) // COLS):
