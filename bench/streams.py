@@ -27,12 +27,13 @@ INNER = 300  # steps in one sample of a single stream
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints, writes the record."""
     args = _parser().parse_args(argv)
-    rows = [_push(cell, H, args.rounds) for cell in CELLS for H in args.sizes]
+    rows = [_push(cell, H, L, args.rounds) for cell in CELLS for H in args.sizes for L in args.layers]
     print(f"{'one stream':<22}{'call':>12}{'push':>12}{'overhead':>12}{'push_many':>14}")
     for row in rows:
+        name = f"{row['cell']} {row['L']} x {row['H']}"
         print(
-            f"{row['cell'] + ' ' + str(row['H']):<22}{row['call_us']:>9.2f} us{row['push_us']:>9.2f} us"
-            f"{row['overhead_us']:>9.2f} us{row['push_many_us']:>8.2f} us a step"
+            f"{name:<22}{row['call_us']:>9.2f} us{row['push_us']:>9.2f} us{row['overhead_us']:>9.2f} us"
+            f"{row['push_many_us']:>8.2f} us a step"
         )
     pools = [_pool("lstm", args.hidden_size, n, args.rounds) for n in args.streams]
     print(f"\n{'lstm ' + str(args.hidden_size) + ', streams':<22}{'each alone':>14}{'pool.step':>14}{'times':>8}")
@@ -42,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _push(cell: str, H: int, rounds: int) -> dict[str, Any]:
-    """A stream's push beside the layer's own call with the state passed by hand."""
-    layer = CELLS[cell](H, H, seed=0)
+def _push(cell: str, H: int, L: int, rounds: int) -> dict[str, Any]:
+    """A stream's push beside the layers' own call with the state passed by hand."""
+    layer = CELLS[cell](H, H, num_layers=L, seed=0)
     x = np.random.default_rng(0).standard_normal((INNER, H)).astype("float32")
     stream, steps = layer.stream(), [x[t] for t in range(INNER)]
     blocks = [step[None, None] for step in steps]
@@ -71,7 +72,7 @@ def _push(cell: str, H: int, rounds: int) -> dict[str, Any]:
     overhead = spread(b - a for a, b in zip(*samples[:2], strict=True)).median
     call_us, push_us, many_us = (spread(s).median / INNER * 1e6 for s in samples)
     return {
-        "cell": cell, "H": H, "call_us": call_us, "push_us": push_us, "push_many_us": many_us,
+        "cell": cell, "H": H, "L": L, "call_us": call_us, "push_us": push_us, "push_many_us": many_us,
         "overhead_us": overhead / INNER * 1e6,
     }  # fmt: skip
 
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m bench.streams", description="streams beside plain calls")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--sizes", type=int, nargs="+", default=[16, 64, 128], help="I = H of one stream")
+    parser.add_argument("--layers", type=int, nargs="+", default=[1, 2], help="of one stream")
     parser.add_argument("--hidden-size", type=int, default=128, help="I = H of the pool's streams")
     parser.add_argument("--streams", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument(
