@@ -26,13 +26,15 @@ FULL, QUICK = 6.0, 4.0  # seconds for the rounds of one case
 RECORD = Path(__file__).parent / "latest.json" if __package__ == "bench" else Path("fastrnn-bench.json")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark. 0: all results were right; 1: some library's were wrong, or it failed; 2: usage."""
-    args = _parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, name: str = "python -m bench") -> int:
+    """Runs the benchmark, which its user called `name`. 0: all results were right; 1: some library's were wrong, or it
+    failed; 2: usage.
+    """
+    args = _parser(name).parse_args(argv)
     try:
         cases = select(args.only or (["quick"] if args.quick else []))
     except ValueError as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     if args.list:
         print("\n".join(f"{case.name:{table.NAME}} {' '.join(case.groups)}" for case in cases))
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 wrong |= _contest(contest, cases, record, args)
             except KeyboardInterrupt:
-                print("bench: interrupted; what was measured so far is kept", file=sys.stderr)
+                print(f"{name}: interrupted; what was measured so far is kept", file=sys.stderr)
                 return 130
             finally:
                 contest.close()
@@ -153,10 +155,6 @@ def _write(path: Path, record: dict[str, Any]) -> None:
     os.replace(aside, path)
 
 
-def _command() -> str:
-    return f"python -m {__package__}" if __package__ == "bench" else "fastrnn bench"
-
-
 def _number(text: str) -> str:
     if text != "all" and not (text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of threads nor 'all'")
@@ -171,8 +169,8 @@ def _library(text: str) -> list[str]:
     return names
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(_command(), description="fastrnn beside its peers: verified, then timed")
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(name, description="fastrnn beside its peers: verified, then timed")
     parser.add_argument("--only", nargs="+", metavar="CASE", help=f"names, beginnings or groups: {', '.join(groups())}")
     parser.add_argument("--quick", action="store_true", help="the most telling cases on all threads, in two minutes")
     parser.add_argument("--list", action="store_true", help="print the chosen cases and their groups")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,31 @@ from .cases import CELLS, Case
 from .client import Worker, WorkerError
 from .machine.about import cpu_seconds
 from .machine.bandwidth import MEMORY
+from .problem import Problem
 from .quiet import settle
 from .stats import Samples, Spread, ratio, spread, taken
 
 OURS = "fastrnn"
-PLAIN = "fastrnn without peepholes"  # beside the peephole LSTM: what do they cost?
 MACHINE = ("peak", "bandwidth")
 LEAST, MOST = 7, 61  # rounds
 SLOW_ROUNDS = 3  # turns of whoever would take more than its part of the time
 
 
-def _has_plain(case: Case) -> bool:
-    """Whether the case is also run without its peepholes."""
-    return CELLS[case.cell].peephole and not case.model
+def _without_peepholes(case: Case) -> Case | None:
+    return replace(case, cell="lstm") if CELLS[case.cell].peephole and not case.model else None
+
+
+def _without_lengths(case: Case) -> Case | None:
+    """As many steps, of rows that are all of one length: to the nearest step of each."""
+    lengths = Problem(case).lengths
+    return None if lengths is None else replace(case, shortest=0, T=max(1, round(lengths.mean())))
+
+
+# Ourselves once more, beside a case, without something: what does it cost?
+PLAIN: dict[str, Callable[[Case], Case | None]] = {
+    "fastrnn without peepholes": _without_peepholes,
+    "fastrnn without lengths": _without_lengths,
+}
 
 
 @dataclass
@@ -120,13 +133,18 @@ class Row:
         return cls(case, row["threads"], outcomes, row["others"])
 
 
+def _case_for(label: str, case: Case) -> Case | None:
+    """What a contender runs beside a case; None if it does not take part."""
+    return PLAIN[label](case) if label in PLAIN else case
+
+
 class Contest:
     """The workers of one number of threads, and the cases that they compete in."""
 
     def __init__(self, libraries: list[str], threads: int, seconds: float, folder: Path, plant: str = "") -> None:
         self.threads, self._seconds, self._folder = threads, seconds, folder
         self._plant = plant
-        wanted = [*libraries, *([PLAIN] if OURS in libraries else []), *MACHINE]
+        wanted = [*libraries, *(PLAIN if OURS in libraries else ()), *MACHINE]
         self._workers = {label: self._start(label) for label in wanted}
         #: why a library is not there, and the versions of those that are
         self.missing = {label: w.missing for label, w in self._workers.items() if w.missing}
@@ -140,10 +158,10 @@ class Contest:
 
     def contenders(self, cases: list[Case]) -> list[str]:
         """Who takes part in at least one of the cases."""
-        return [label for label in self._workers if label != PLAIN or any(_has_plain(case) for case in cases)]
+        return [label for label in self._workers if any(_case_for(label, case) for case in cases)]
 
     def _start(self, label: str) -> Worker:
-        library = OURS if label == PLAIN else label
+        library = OURS if label in PLAIN else label
         plant = ["--plant"] if label == self._plant else []
         return Worker(f"{__package__}.worker", library, str(self.threads), *plant, threads=self.threads)
 
@@ -156,7 +174,9 @@ class Contest:
         wanted = verify.expected(case)
         settle()
         outcomes = {
-            label: self._enter(label, case, wanted) for label in self._workers if label != PLAIN or _has_plain(case)
+            label: self._enter(label, own, wanted if own is case else verify.expected(own))
+            for label in self._workers
+            if (own := _case_for(label, case)) is not None
         }
         row = Row(case, self.threads, outcomes)
         racing = {label: self._workers[label] for label, o in outcomes.items() if o.status == "timed"}
@@ -184,9 +204,6 @@ class Contest:
             self._workers[label].close()
             self._workers[label] = self._start(label)
         worker = self._workers[label]
-        if label == PLAIN:
-            case = Case(**{**vars(case), "cell": "lstm"})
-            wanted = verify.expected(case)
         try:
             answer = worker.ask("prepare", case=asdict(case))
             if "unsupported" in answer:

@@ -26,7 +26,7 @@ def draw(rows: list[Row], caption: str, path: Path) -> list[Path]:
     rows = [row for row in rows if "headline" in row.case.groups] or rows[:20]
     if not rows:
         return []
-    labels = dict.fromkeys(label for row in rows for label in row.outcomes if label not in (PLAIN, *MACHINE))
+    labels = dict.fromkeys(label for row in rows for label in row.outcomes if label not in (*PLAIN, *MACHINE))
     shown = [label for label in labels if any(row.seconds(label) for row in rows)]
     peers = [label for label in shown if label != OURS and any(row.speedup(label) for row in rows)]
     # A name's hash in the ids would make every picture a new one.

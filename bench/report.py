@@ -96,7 +96,7 @@ def peers_of(rows: list[Row]) -> list[str]:
 
 def best(row: Row) -> float | None:
     """The fastest peer's median ratio: what a user gains over the best that there is otherwise."""
-    ratios = (row.speedup(p) for p in table.peers(list(row.outcomes)) if p != PLAIN)
+    ratios = (row.speedup(p) for p in table.peers(list(row.outcomes)) if p not in PLAIN)
     found = [r.median for r in ratios if r is not None]
     return min(found) if found else None
 

@@ -73,7 +73,7 @@ def peers(labels: list[str]) -> list[str]:
 
 def header(labels: list[str]) -> str:
     """The first line of the terminal's table."""
-    columns = "".join(f"{'no peepholes' if p == PLAIN else p:>{PEER}}" for p in peers(labels))
+    columns = "".join(f"{p.removeprefix(f'{OURS} ') if p in PLAIN else p:>{PEER}}" for p in peers(labels))
     return f"{'case':{NAME}}{OURS:>10}{'':>14}{'peak':>7}{'limit':>9}{columns}"
 
 

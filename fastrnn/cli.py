@@ -329,10 +329,10 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    return _benchmark()(["--quick", *args.rest])
+    return _benchmark()(["--quick", *args.rest], "fastrnn bench")
 
 
-def _benchmark() -> Callable[[Sequence[str]], int]:
+def _benchmark() -> Callable[[Sequence[str], str], int]:
     """The benchmark's command. It lies beside this package in its source, within it where it was installed."""
     from importlib import import_module
     from importlib.util import find_spec
