@@ -5,8 +5,9 @@ A call hands its job to the helpers that are idle and starts working at once; a 
 left (see simd/sync.py) and parks again. Numba's own pool and its settings are never touched.
 
 A helper works only while its caller does: it begins when the caller is in the kernel, which does not return before all
-items are finished. Whatever exception strikes the caller, at whatever moment (Ctrl-C after the job is handed out and
-before the caller has begun it, memory that is not to be had), nobody writes into its arrays afterwards.
+items are finished. From long work the caller returns now and then, so that Python can run what a signal asks for; if
+that raises (Ctrl-C), the rest is called off. Whatever exception strikes the caller, at whatever moment, nobody writes
+into its arrays afterwards.
 
 An idle helper is at work about 20 us after the call; a `prange` launch (OpenMP layer) takes 3 us, but is compiled a
 second time, takes the GIL twice, kills or hangs a forked child, and on another layer aborts when two threads launch.
@@ -21,16 +22,19 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from time import sleep
+from time import monotonic_ns, sleep
 from typing import Any, NamedTuple
 
 from numba.core import config
 
 from ._jit import SMALL, kernel
-from .simd.sync import CALLER, new_tickets
+from .simd.sync import AWAY, CALLER, UNTIL, call_off, new_tickets
 
 # Seconds between looks at whether the caller has begun.
 PATIENCE = (0.0, 0.0, 0.0, 5e-5, 1e-4, 2e-4, 5e-4)
+
+# Multiply-adds from which work is long: 5 ms to 1 s. In it the caller looks for signals so many nanoseconds apart.
+LONG, APART = 1e9, 200_000_000
 
 _log = logging.getLogger("fastrnn")
 
@@ -56,7 +60,8 @@ class _Team:
 
     def _help(self) -> None:
         while True:
-            run, worker, workers, tickets, args, cpu = self.jobs.get()
+            run, worker, workers, tickets, args, cpu, helping = self.jobs.get()
+            helping.append(worker)
             if cpu >= 0 and _cpu() == cpu:
                 _leave(cpu)
             if _has_begun(tickets):
@@ -64,6 +69,7 @@ class _Team:
                     run(worker, workers, tickets, *args)
                 except Exception as error:  # no memory to begin with, say: the others do its share
                     _log.debug("a helper gave up: %s", error)
+            helping.pop()
             # Parked, a helper must not keep the arrays of its last job alive.
             del run, tickets, args
 
@@ -194,16 +200,44 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
     if _asked:
         _seen.add((run, workers, work, args[run.shown]))
     tickets = new_tickets(phases, workers)
-    if workers == 1:
-        (run.held if work < SMALL else run.released)(0, 1, tickets, *args)
+    if work < SMALL:
+        run.held(0, 1, tickets, *args)
         return
-    compiled, team = run.released, _team
+    helping: list[int] = []  # helpers that have taken the job and not yet left it
+    try:
+        if workers > 1:
+            _hand_out(run, workers, tickets, args, helping)
+        if work < LONG:
+            run.released(0, workers, tickets, *args)
+            return
+        tickets[AWAY] = 1
+        while tickets[AWAY]:
+            tickets[AWAY], tickets[UNTIL] = 0, monotonic_ns() + APART
+            run.released(0, workers, tickets, *args)
+    except BaseException:
+        _call_off(tickets, helping)
+        raise
+
+
+def _hand_out(run: kernel, workers: int, tickets: Any, args: tuple[Any, ...], helping: list[int]) -> None:
+    team = _team
     if len(team.threads) < workers - 1:
         team.grow(workers - 1)
     cpu = _cpu()
     for worker in range(1, workers):
-        team.jobs.put((compiled, worker, workers, tickets, args, cpu))
-    compiled(0, workers, tickets, *args)
+        team.jobs.put((run.released, worker, workers, tickets, args, cpu, helping))
+
+
+def _call_off(tickets: Any, helping: list[int]) -> None:
+    """Returns when no helper works on the job any more, whatever signals come meanwhile: arrays are given back then."""
+    while True:
+        try:
+            call_off(tickets)
+            while helping:
+                sleep(1e-4)
+            return
+        except BaseException:  # one is being raised already
+            continue
 
 
 # --- how calls were run -------------------------------------------------------------------------------------------
@@ -250,7 +284,7 @@ def last_call_info() -> list[Launch]:
     ['lstm_pack', 'lstm_forward']
     >>> y, state = lstm(np.zeros((7, 2, 3), np.float32))
     >>> fr.last_call_info()
-    [Launch(kernel='lstm_forward', workers=1, by=None, pieces=1, work=2240.0)]
+    [Launch(kernel='lstm_forward', workers=1, by=None, pieces=1, work=9240.0)]
     """
     global _asked
     _asked = True

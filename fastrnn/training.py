@@ -28,14 +28,11 @@ two parts with a tape each, cut there. By hand, with layers, here for the loss o
 >>> fr.Adam(model).step()
 >>> state = carried                                              # the next window is ids[8:20]
 
-A signal is honoured as soon as Python has it, which is when the kernel that runs returns: a step that is in its forward
-or backward pass then, a validation or a sample is given up, as if it had not begun, and only the short rest of a step
-(clipping, the optimizer) is finished. So the longest wait is the longest kernel call, and then the writing of the
-files. The longest call in `train` is one layer's pass through one chunk (or part of a window), forward or backward, or
-the gradient of one of its weights: about 10 ms with the default sizes on two cores. It grows as B T H^2; for an LSTM at
-100 GFLOP/s it is a second when B T H^2 is 6e9, which is H = 1500 for B = T = 50. While a kernel is compiled, once on a
-machine, the longest call is one of LLVM's, of a few tenths of a second. tests/RELIABILITY.md has the longest waits that
-were seen.
+A signal is honoured as soon as Python has it, which is when the kernel that runs returns, for a moment if it takes long
+(see threads.py): a step that is in its forward or backward pass then, a validation or a sample is given up, as if it
+had not begun, and only the short rest of a step (clipping, the optimizer) is finished. So the longest wait is some
+tenths of a second, and then the writing of the files. While a kernel is compiled, once on a machine, the longest call
+is one of LLVM's, of a few tenths of a second too. tests/RELIABILITY.md has the longest waits that were seen.
 """
 
 from __future__ import annotations

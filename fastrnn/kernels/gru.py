@@ -55,6 +55,7 @@ from .panels import (
     rows_of,
     step_fits,
     step_input,
+    steps_of_item,
     tape_at,
     tiles,
 )
@@ -527,11 +528,12 @@ def gru_forward(
         hw, hw_line = dropped, h_size
     phases = 1 if wn is None and gain is None else 2
     alone = 1 if gain is None else block_of(w) // lanes_of(w)  # partials are those of whole blocks
-    length, span = (steps * phases, panels) if flags & BY_ROWS else (1, alone)
-    rounds = steps * phases // max(1, length)
-    for start, item in turns(tickets, 0, worker, workers, rounds, panels // span * pieces):
+    last = steps * phases
+    length = steps_of_item(flags & BY_ROWS, last, counts[0] // pieces, GATES * h_size * (i_size + h_size))
+    span = panels if flags & BY_ROWS else alone
+    for start, item in turns(tickets, 0, worker, workers, (last + length - 1) // length, panels // span * pieces):
         first, piece = item // pieces * span, item % pieces
-        for k in range(start * length, start * length + length):
+        for k in range(start * length, min(last, start * length + length)):
             t = k // phases
             row0, row1 = rows_of(piece, pieces, counts[t], bounds, flags & BY_ROWS)
             n = at[t + 1] - shift
@@ -601,10 +603,11 @@ def gru_backward(
     stats, acc_norm = stack(wt, STATS), stack(wt, NORM_SUMS)
     phases = 1 if wnt is None and gain is None else 2
     last = steps * phases + 1
-    length, span = (last, groups) if flags & BY_ROWS else (1, 1)
-    for start, item in turns(tickets, 0, worker, workers, last // length, groups // span * pieces):
+    length = steps_of_item(flags & BY_ROWS, last, counts[0] // pieces, GATES * h_size * h_size)
+    span = groups if flags & BY_ROWS else 1
+    for start, item in turns(tickets, 0, worker, workers, (last + length - 1) // length, groups // span * pieces):
         first, piece = item // pieces, item % pieces
-        for k in range(start * length, start * length + length):
+        for k in range(start * length, min(last, start * length + length)):
             t = steps - 1 - k // phases
             row0, row1 = rows_of(piece, pieces, counts[max(t, 0)], bounds, flags & BY_ROWS)
             n = at[t + 1] - shift if t >= 0 else -1

@@ -88,6 +88,7 @@ from .panels import (
     rows_of,
     step_fits,
     step_input,
+    steps_of_item,
     tape_at,
     tiles,
 )
@@ -1033,11 +1034,12 @@ def lstm_forward(
         h0, h0_line = dropped, o_size
     phases = (1 if full is None else 2) + (0 if wr is None else 1) + (0 if gain is None else 2)
     alone = 1 if gain is None else block_of(w) // lanes_of(w)  # partials are those of whole blocks
-    length, span = (steps * phases, panels) if flags & BY_ROWS else (1, alone)
-    rounds = steps * phases // max(1, length)
-    for start, item in turns(tickets, 0, worker, workers, rounds, panels // span * pieces):
+    last = steps * phases
+    length = steps_of_item(flags & BY_ROWS, last, counts[0] // pieces, GATES * h_size * (i_size + o_size))
+    span = panels if flags & BY_ROWS else alone
+    for start, item in turns(tickets, 0, worker, workers, (last + length - 1) // length, panels // span * pieces):
         first, piece = item // pieces * span, item % pieces
-        for k in range(start * length, start * length + length):
+        for k in range(start * length, min(last, start * length + length)):
             s, phase = k // phases, k % phases
             row0, row1 = rows_of(piece, pieces, counts[s], bounds, flags & BY_ROWS)
             n = at[s + 1] - shift
@@ -1147,10 +1149,11 @@ def lstm_backward(
     if full is not None:
         last += through
     through_h = dh0 if wrt is None else dhs
-    length, span = (last, groups) if flags & BY_ROWS else (1, 1)
-    for start, item in turns(tickets, 0, worker, workers, last // length, groups // span * pieces):
+    length = steps_of_item(flags & BY_ROWS, last, counts[0] // pieces, GATES * h_size * o_size)
+    span = groups if flags & BY_ROWS else 1
+    for start, item in turns(tickets, 0, worker, workers, (last + length - 1) // length, groups // span * pieces):
         first, piece = item // pieces, item % pieces
-        for k in range(start * length, start * length + length):
+        for k in range(start * length, min(last, start * length + length)):
             s, phase = steps - 1 - k // phases, k % phases
             row0, row1 = rows_of(piece, pieces, counts[max(s, 0)], bounds, flags & BY_ROWS)
             n = at[s + 1] - shift if s >= 0 else -1

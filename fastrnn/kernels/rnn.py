@@ -40,6 +40,7 @@ from .panels import (
     rows_of,
     step_fits,
     step_input,
+    steps_of_item,
     tiles,
 )
 
@@ -263,10 +264,11 @@ def rnn_forward(
             for r in range(counts[0]):
                 copy_in(z, 0, last, r * h_size + k * lane, h_size - k * lane)
                 activate(nonlinearity, z, 0, h, (at[0] + r) * h_line + k * lane, h_size - k * lane)
-    length, span = (steps, panels) if flags & BY_ROWS else (1, 1)
-    for start, item in turns(tickets, 0, worker, workers, steps // max(1, length), panels // span * pieces):
+    length = steps_of_item(flags & BY_ROWS, steps, counts[0] // pieces, h_size * (i_size + h_size))
+    span = panels if flags & BY_ROWS else 1
+    for start, item in turns(tickets, 0, worker, workers, (steps + length - 1) // length, panels // span * pieces):
         first, piece = item // pieces, item % pieces
-        for s in range(start * length, start * length + length):
+        for s in range(start * length, min(steps, start * length + length)):
             row0, row1 = rows_of(piece, pieces, counts[s], bounds, flags & BY_ROWS)
             for q in range(first, first + span):
                 n, cols = at[s + 1] - shift, min(COLS, vectors - q * COLS)
@@ -305,10 +307,12 @@ def rnn_backward(
     vectors = (h_size + lane - 1) // lane
     panels = (vectors + COLS - 1) // COLS
     dh, t = stack(wt, WORK), stack(wt, 1)
-    length, span = (steps + 1, panels) if flags & BY_ROWS else (1, 1)
-    for start, item in turns(tickets, 0, worker, workers, (steps + 1) // length, panels // span * pieces):
+    last = steps + 1
+    length = steps_of_item(flags & BY_ROWS, last, counts[0] // pieces, h_size * h_size)
+    span = panels if flags & BY_ROWS else 1
+    for start, item in turns(tickets, 0, worker, workers, (last + length - 1) // length, panels // span * pieces):
         first, piece = item // pieces, item % pieces
-        for k in range(start * length, start * length + length):
+        for k in range(start * length, min(last, start * length + length)):
             s = steps - 1 - k
             row0, row1 = rows_of(piece, pieces, counts[max(s, 0)], bounds, flags & BY_ROWS)
             n = at[s + 1] - shift if s >= 0 else -1

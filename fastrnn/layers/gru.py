@@ -115,7 +115,7 @@ class GRU(Recurrent):
         if wn is not None:
             s = buffers.empty((kept_rows, hidden), self.dtype)
         launch(
-            kernels.gru_forward, share.workers, 1, 3.0 * run.total * hidden * (i_size + hidden),
+            kernels.gru_forward, share.workers, 1, share.work,
             where.steps, kept_rows, i_size, hidden, run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
             empty if x is None else x.reshape(-1), ids, table, packed, wn,
@@ -148,7 +148,7 @@ class GRU(Recurrent):
         wt = self.store.made((name, "w"), lambda: pack_tape(of_h, hidden, w, True))
         drop, _, keep, _ = run.flat_masks()
         launch(
-            kernels.gru_backward, share.workers, 2, 3.0 * total * hidden * hidden,
+            kernels.gru_backward, share.workers, 2, share.work,
             where.steps, total, hidden, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
             empty if dy is None else dy, ids, wt, wnt, run.h, gates,
             dstate[0].reshape(-1), dtable.reshape(-1), dbias.reshape(-1), drop, keep,

@@ -170,7 +170,7 @@ class LSTM(Recurrent):
         peep, full = self._peepholes(run.name)
         wr = self._projection(run.name)
         launch(
-            kernels.lstm_forward, share.workers, 1, 4.0 * run.total * hidden * (i_size + hidden),
+            kernels.lstm_forward, share.workers, 1, share.work,
             where.steps, run.total, i_size, hidden, self._widths[0], run.line, where.shift, flags, share.pieces,
             where.at, where.counts, share.bounds,
             empty if x is None else x.reshape(-1), ids, table, packed, peep, full,
@@ -206,7 +206,7 @@ class LSTM(Recurrent):
         if keep_c is not None:
             masked = (drop, keep, keep_c, cells.reshape(-1), np.empty(where.batch * hidden, self.dtype))
         launch(
-            kernels.lstm_backward, share.workers, 2, 4.0 * total * hidden * hidden,
+            kernels.lstm_backward, share.workers, 2, share.work,
             where.steps, total, hidden, o, line, where.shift, flags, share.pieces, where.at, where.counts, share.bounds,
             empty if dy is None else dy, ids, wt, peep, full, self._projection(name, backward=True),
             self._form, self._coupled, c.reshape(-1), gates, dc.reshape(-1), dh.reshape(-1), dhs.reshape(-1),

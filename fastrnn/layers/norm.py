@@ -10,6 +10,7 @@ import numpy as np
 from ..kernels import norm as kernels
 from ..simd.vector import block
 from ..threads import launch, workers_for
+from .products import PIECES
 
 EPSILON = 1e-5
 
@@ -30,8 +31,9 @@ def normalise(a: np.ndarray, epsilon: float) -> np.ndarray:
     rows, columns = a.shape
     scale = np.empty(rows, a.dtype)
     work = 4.0 * a.size
-    workers = workers_for(work, rows)
-    launch(kernels.normalise, workers, 1, work, rows, columns, workers, epsilon, a.reshape(-1), scale)
+    pieces = min(rows, PIECES)
+    workers = workers_for(work, pieces)
+    launch(kernels.normalise, workers, 1, work, rows, columns, pieces, epsilon, a.reshape(-1), scale)
     return scale
 
 

@@ -52,7 +52,7 @@ from ..checks import (
     check_size,
     make_generator,
 )
-from ..kernels.panels import TAPE
+from ..kernels.panels import LONGEST, OVERHEAD, TAPE
 from ..simd.target import ROWS, lanes
 from ..threads import workers_for
 from . import buffers
@@ -81,6 +81,7 @@ class Embedded(NamedTuple):
 class Share(NamedTuple):
     """How the work of one direction of one layer is divided."""
 
+    work: float  # multiply-adds, about
     workers: int
     by_rows: bool
     pieces: int
@@ -739,18 +740,20 @@ class Recurrent(Layer):
         """Who computes what. Results do not depend on it."""
         batch = run.where.batch
         depth = i_size + self.hidden_size
-        work = float(self.gates * self.hidden_size * depth * run.total)
+        work = float((self.gates * self.hidden_size * depth + OVERHEAD) * run.total)
         workers = workers_for(work, panels * batch)
         pieces, by_rows = 1, True
         if workers > 1:
             # Rows need no waiting at each step, but every worker then streams all weights: they must stay in its cache.
             small = self.gates * self.hidden_size * depth * self.dtype.itemsize <= 1 << 19
             by_rows = batch >= workers and (panels == 1 or (small and batch >= 2 * workers))
-            if by_rows:
-                pieces = workers
-            while not by_rows and panels * pieces < 4 * workers and batch >= 2 * pieces * ROWS:
-                pieces *= 2
-        return Share(workers, by_rows, pieces, run.where.bounds(pieces))
+            pieces = workers if by_rows else 1
+        # In a step there are enough items to keep all workers busy to its end, and none that keeps the caller long.
+        items, least = (1, 1) if by_rows else (panels, 4 * workers)
+        step = work / max(1, run.where.steps)
+        while (items * pieces < least or items * pieces * LONGEST < step) and batch >= 2 * pieces * ROWS:
+            pieces *= 2
+        return Share(work, workers, by_rows, pieces, run.where.bounds(pieces))
 
     def _inputs(self, run: Run, norm: Normalised | None) -> tuple[np.ndarray | None, int, np.ndarray, np.ndarray]:
         """What a forward reads: x, and its I; or None, 0, and for each row of x the row of a table that is U x + b.

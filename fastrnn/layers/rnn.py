@@ -113,9 +113,8 @@ class RNN(Recurrent):
         share = self._share(run, i_size, self._panels)
         flags = (kernels.INDEXED if x is None else 0) | (kernels.BY_ROWS if share.by_rows else 0)
         packed = self._packed(run.name, i_size)
-        phases, work = 1 if last is None else 2, float(run.total) * hidden * (i_size + hidden)
         launch(
-            kernels.rnn_forward, share.workers, phases, work,
+            kernels.rnn_forward, share.workers, 1 if last is None else 2, share.work,
             where.steps, i_size, hidden, run.line, where.shift, flags, self._number, share.pieces,
             where.at, where.counts, share.bounds, empty if x is None else x.reshape(-1), ids, table, packed,
             None if last is None else last.reshape(-1), run.h, *run.flat_masks(),
@@ -136,7 +135,7 @@ class RNN(Recurrent):
         wt = self.store.made((name, "w"), lambda: pack(hidden, hidden, self.store.flat(f"weight_hh_{name}"), False))
         drop, _, keep, _ = run.flat_masks()
         launch(
-            kernels.rnn_backward, share.workers, 2, float(total) * hidden * hidden,
+            kernels.rnn_backward, share.workers, 2, share.work,
             where.steps, hidden, run.line, where.shift, flags, self._number, share.pieces,
             where.at, where.counts, share.bounds, self.preactivation or None,
             empty if dy is None else dy, run.ids.reshape(-1), wt, run.h, dz.reshape(-1),

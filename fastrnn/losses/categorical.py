@@ -213,7 +213,7 @@ def log_softmax(logits: Any) -> np.ndarray:
 def _shares(work: float, rows: int) -> tuple[int, int]:
     """How many workers, and in how many pieces they take the rows."""
     workers = workers_for(work, rows)
-    return workers, 1 if workers == 1 else min(rows, PIECES * workers)
+    return workers, min(rows, PIECES * workers)
 
 
 def _by_rows(run: Any, x: np.ndarray, *args: Any) -> None:

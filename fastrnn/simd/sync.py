@@ -15,9 +15,15 @@ know the tickets by their address.
 
 Beside the first phase's count stands whether worker 0, the caller, has come. Helpers do not begin before (threads.py):
 a caller that is interrupted on its way into the kernel leaves nobody behind who writes into its arrays.
+
+Because nothing but the tickets says what is left to do, a worker can leave between two items and come back. In long
+work the caller does, so that Python can look for signals: `UNTIL` tells when, `AWAY` that it has left before the end.
+And `call_off` ends the work for everybody, by tickets that say that all is taken and finished.
 """
 
 from __future__ import annotations
+
+import time
 
 import numpy as np
 from llvmlite import ir
@@ -28,12 +34,22 @@ from .._jit import device, part
 
 LINE = 8  # int64 values in a cache line: counters of different workers never share one
 CALLER = 1  # where the tickets say that the caller has come
+UNTIL = 2  # until when it stays, on Python's monotonic clock in ns; 0: to the end
+AWAY = 3  # 1 once it has left before the end
+LOOKS = 2048  # at the clock in one phase, about; a look takes 25 ns
+OVER = 1 << 62  # more than any count of items
 SPINS = 64  # pauses before the processor is given away; about 2 us
 
 
 def new_tickets(phases: int, workers: int) -> np.ndarray:
     """int64 counters for `phases` phases, all zero."""
     return np.zeros(phases * (1 + workers) * LINE, np.int64)
+
+
+def call_off(tickets: np.ndarray) -> None:
+    """Nothing is left to take or to wait for. Who holds an item finishes it."""
+    tickets[0] = OVER
+    tickets[LINE:] = OVER
 
 
 def _address(typingctx, tickets):
@@ -90,6 +106,19 @@ def _relax(typingctx, give_away):
     return types.none(types.int64), codegen
 
 
+def _monotonic(typingctx, clock):
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(64)
+        time_of = ir.FunctionType(ir.IntType(32), [ir.IntType(32), word.as_pointer()])
+        read = cgutils.get_or_insert_function(builder.module, time_of, "clock_gettime")
+        pair = cgutils.alloca_once(builder, word, 2)  # seconds and nanoseconds, each of 64 bits
+        builder.call(read, [builder.trunc(args[0], ir.IntType(32)), pair])
+        seconds, rest = builder.load(pair), builder.load(builder.gep(pair, [ir.Constant(word, 1)]))
+        return builder.add(builder.mul(seconds, ir.Constant(word, 10**9)), rest)
+
+    return types.int64(types.int64), codegen
+
+
 def _twin_put(tickets, index, value):
     tickets[index] = value
 
@@ -110,11 +139,13 @@ if config.DISABLE_JIT:
     address, atomic_load = (lambda tickets: tickets), (lambda tickets, index: tickets[index])
     put, atomic_add, compare_swap = _twin_put, _twin_add, _twin_swap
     pause = give_way = lambda: None
+    now = time.monotonic_ns
 else:
     address = intrinsic(_address)
     atomic_load, put, atomic_add, compare_swap = intrinsic(_load), intrinsic(_put), intrinsic(_add), intrinsic(_swap)
-    relax = intrinsic(_relax)
+    relax, monotonic = intrinsic(_relax), intrinsic(_monotonic)
     pause = device(lambda: relax(0))
+    now = device(lambda: monotonic(time.CLOCK_MONOTONIC))
     give_way = types.ExternalFunction("sched_yield", types.int32())
 
 
@@ -167,7 +198,9 @@ def wait(tickets, phase, workers, count):
 @part
 def turns(tickets, phase, worker, workers, rounds, items):
     """Yields every (round, item) that this worker takes, `items` in each of `rounds`, and counts it as finished when
-    the next is asked for. It ends when all items of all rounds are finished, whoever took them.
+    the next is asked for. It ends when all items of all rounds are finished, whoever took them; or, for the caller,
+    when it is time to leave: then every `turns` of the kernel ends at once, and when the kernel is called again each
+    goes on from where the tickets stand.
     """
     return _turns(address(tickets), phase, worker, workers, rounds, items)
 
@@ -175,13 +208,27 @@ def turns(tickets, phase, worker, workers, rounds, items):
 # Of numbers alone: compiled code never gives back the references to arrays that a generator takes.
 @device
 def _turns(tickets, phase, worker, workers, rounds, items):
-    if worker == 0 and workers > 1:
-        atomic_add(tickets, CALLER, 1)
-    for r in range(rounds):
+    until = 0
+    if worker == 0:
+        if workers > 1:
+            atomic_add(tickets, CALLER, 1)
+        if atomic_load(tickets, AWAY):
+            return
+        until = atomic_load(tickets, UNTIL)
+    unseen, least = 0, 1 + rounds * items // LOOKS
+    finished = atomic_load(tickets, phase * (1 + workers) * LINE)
+    for r in range(finished // max(1, items), rounds):
         wait(tickets, phase, workers, r * items)
         item = take(tickets, phase, worker, workers, r, items)
         while item >= 0:
             yield r, item
             finish(tickets, phase, workers)
+            if until:
+                unseen += 1
+                if unseen == least:
+                    unseen = 0
+                    if now() >= until:
+                        put(tickets, AWAY, 1)
+                        return
             item = take(tickets, phase, worker, workers, r, items)
     wait(tickets, phase, workers, rounds * items)
