@@ -100,6 +100,13 @@ def test_the_fuzzer_finds_it(name):
 # --- what they have found -----------------------------------------------------------------------------------
 
 
+def moved(a):
+    """The same numbers at an odd address."""
+    raw = np.zeros(a.nbytes + 1, np.uint8)[1:]
+    raw[:] = np.frombuffer(a.tobytes(), np.uint8)
+    return raw.view(a.dtype).reshape(a.shape)
+
+
 @pytest.mark.skipif(not JIT, reason="without JIT there is no quick way")
 @pytest.mark.parametrize("kind", [fr.RNN, fr.LSTM])
 def test_the_other_byte_order_on_the_quick_way(kind):
@@ -107,17 +114,30 @@ def test_the_other_byte_order_on_the_quick_way(kind):
     layer, x = kind(I, H, seed=1), np.linspace(-1, 1, I, dtype="f4").reshape(1, 1, I)
     y, state = layer(x, layer(x)[1])
     first = layer(x)[1]
-
-    def moved(a):
-        """The same numbers at an odd address."""
-        raw = np.zeros(a.nbytes + 1, np.uint8)[1:]
-        raw[:] = np.frombuffer(a.tobytes(), np.uint8)
-        return raw.view(a.dtype).reshape(a.shape)
-
     for change in (moved, lambda a: a.astype(">f4")):
         changed = tuple(map(change, first)) if isinstance(first, tuple) else change(first)
         assert same(layer(x, changed), (y, state))
         assert same(layer(change(x), first), (y, state))
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT there is no quick way")
+def test_one_step_of_a_linear_layer():
+    """It goes the quick way after the first; whatever that does not take goes the other, to the same end."""
+    layer, x = fr.Linear(I, 40, seed=1), np.linspace(-1, 1, 2 * I, dtype="f4").reshape(1, 2, I)
+    y = layer(np.concatenate([x, x]))[:1]
+    for _ in range(2):
+        for changed in (x, moved(x), x.astype(">f4"), x[:, ::-1][:, ::-1], x.tolist()):
+            assert same(layer(changed), y)
+        assert layer(x).base is None
+    assert layer._ready is not None
+    assert same(layer(x[0]), y[0])
+    assert layer(x[:, :0]).shape == (1, 0, 40)
+    for wrong in (x[..., 1:], x.astype("f8"), x.astype("c8"), "x", np.float32(1)):
+        with pytest.raises((TypeError, ValueError), match="x "):
+            layer(wrong)
+    layer.params["bias"] = np.ones(40)
+    assert same(layer(x), layer(np.concatenate([x, x]))[:1])
+    assert not same(layer(x), y)
 
 
 def test_a_sequential_looks_at_all_gradients_before_it_adds_any():

@@ -296,7 +296,8 @@ def products(size, dtype):
         x = np.random.default_rng(n).standard_normal((n, size)).astype(dtype)
         y, tape = layer.forward(x)
         dx = layer.backward(tape, y)
-        results |= {f"{n} y": y, f"{n} dx": dx}
+        steps = [layer(x[None, :7]) for _ in range(2)]  # the second one by a kernel of its own
+        results |= {f"{n} y": y, f"{n} dx": dx, f"{n} step": steps[1]}
         results |= {f"{n} d{name}": a.copy() for name, a in layer.grads.items()}
     return results
 

@@ -94,10 +94,10 @@ def test_nothing_is_noted_before_somebody_asks():
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("embedded", [False, True])
 def test_a_step_of_a_stream_is_no_launch(told, kind, layers, embedded):
-    """The quick way, which has no time for notes: of a stack too, and after an embedding; the bits are a sequence's."""
+    """The quick way, which has no time for notes: of a stack too, and of a whole model; the bits are a sequence's."""
     layer, x = kind(3, 5, num_layers=layers, seed=1), np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 1, 3)
     if embedded:
-        layer, x = fr.Sequential(fr.Embedding(7, 3, seed=2), layer), np.array([[4], [6], [0]])
+        layer, x = fr.Sequential(fr.Embedding(7, 3, seed=2), layer, fr.Linear(5, 70, seed=3)), np.array([[4], [6], [0]])
     whole, final = layer(x)
     _, state = layer(x[:1])
     _, state = layer(x[1:2], state)

@@ -8,7 +8,7 @@ Both give each output element one chain of multiply-adds in ascending order of t
 come in several calls is the same chain as over all of them only if every call takes its rows in the order of the calls.
 """
 
-from .._jit import kernel, part
+from .._jit import SMALL, kernel, part
 from ..simd.sync import turns
 from ..simd.target import COLS, ROWS
 from ..simd.tile import tile
@@ -18,6 +18,34 @@ from .panels import CHUNK, WORK, add_in, add_out, copy_in, copy_out, pack_rows, 
 # Rows summed at a time by `gradient`: a strip of X and one of A are then 64 KiB each in float32, and both in the
 # second-level cache beside the weights' gradient.
 BLOCK = 512
+
+
+@part
+def product_item(
+    row0, row1, first, last, columns, add, a, r_stride, seg, seg_stride, n_seg, packed, bias, out, c
+):  # fmt: skip
+    """`product` for some rows and the vectors of columns from `first` to before `last`."""
+    lane = lanes_of(packed)
+    for r0 in range(row0, row1, CHUNK):
+        count = min(CHUNK, row1 - r0)
+        # All columns for these rows: `a` comes from memory once and from the second-level cache after that.
+        for v in range(first, last, COLS):
+            cols = min(COLS, last - v)
+            stride = cols * lane
+            for r in range(count):
+                for k in range(cols):
+                    column = (v + k) * lane
+                    copy_in(c, r * stride + k * lane, bias, column, len(bias) - column)
+            b_at, left = v * lane * seg * n_seg, r0 * r_stride
+            tiles(c, 0, stride, count, cols, a, left, r_stride, seg, seg_stride, n_seg, packed, b_at, stride)
+            for r in range(count):
+                for k in range(cols):
+                    column = (v + k) * lane
+                    to = (r0 + r) * columns + column
+                    if add:
+                        add_out(out, to, c, r * stride + k * lane, columns - column)
+                    else:
+                        copy_out(out, to, c, r * stride + k * lane, columns - column)
 
 
 @kernel
@@ -39,30 +67,30 @@ def product(
     c = stack(packed, WORK)
     for _, item in turns(tickets, 0, worker, workers, 1, pieces * strips):
         piece, strip = item // strips, item % strips
-        row1 = rows * (piece + 1) // pieces
-        for r0 in range(rows * piece // pieces, row1, CHUNK):
-            count = min(CHUNK, row1 - r0)
-            # All columns for these rows: `a` comes from memory once and from the second-level cache after that.
-            for first in range(panels * strip // strips * COLS, panels * (strip + 1) // strips * COLS, COLS):
-                cols = min(COLS, vectors - first)
-                stride = cols * lane
-                for r in range(count):
-                    for k in range(cols):
-                        column = (first + k) * lane
-                        copy_in(c, r * stride + k * lane, bias, column, len(bias) - column)
-                b_at = first * lane * seg * n_seg
-                left = r0 * r_stride
-                tiles(
-                    c, 0, stride, count, cols, a, left, r_stride, seg, seg_stride, n_seg, packed, b_at, stride
-                )  # fmt: skip
-                for r in range(count):
-                    for k in range(cols):
-                        column = (first + k) * lane
-                        to = (r0 + r) * columns + column
-                        if add:
-                            add_out(out, to, c, r * stride + k * lane, columns - column)
-                        else:
-                            copy_out(out, to, c, r * stride + k * lane, columns - column)
+        product_item(
+            rows * piece // pieces, rows * (piece + 1) // pieces,
+            panels * strip // strips * COLS, min(vectors, panels * (strip + 1) // strips * COLS),
+            columns, add, a, r_stride, seg, seg_stride, n_seg, packed, bias, out, c,
+        )  # fmt: skip
+
+
+@kernel
+def product_step(packed, bias, x, out):
+    """out = bias + x B for one step, for the caller alone. False, and nothing done, if the shapes do not fit or the
+    work is not small.
+
+    packed : B, (I, O), read; bias : (O,) or empty, read
+    x : (1, B, I), read
+    out : (1, B, O), written
+    """
+    rows, depth, columns = x.shape[1], x.shape[2], out.shape[2]
+    lane = lanes_of(packed)
+    vectors = (columns + lane - 1) // lane
+    if len(x) != 1 or len(packed) != vectors * lane * depth or rows * len(packed) > SMALL:
+        return False
+    c = stack(packed, WORK)
+    product_item(0, rows, 0, vectors, columns, False, x[0], depth, depth, 0, 1, packed, bias, out[0], c)
+    return True
 
 
 @kernel

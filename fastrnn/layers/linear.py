@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numba.core import config
 
+from .._jit import SMALL
 from ..checks import check_array, check_dtype, check_flag, check_size, make_generator
+from ..kernels import matmul
 from .layer import Layer, Tape, check_tape
 from .products import add_column_sums, add_gradient, multiply, pack
 from .store import Store
@@ -39,6 +43,10 @@ class Linear(Layer):
         rng, bound = make_generator(seed), 1 / math.sqrt(self.in_features)
         self.store.assign({name: rng.uniform(-bound, bound, shape) for name, shape in shapes.items()})
         self._none = np.empty(0, self.dtype)
+        self._ready: tuple[int, Any] | None = None  # a version of the parameters, and their product for one small step
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_ready": None}  # compiled code stays where it is
 
     @property
     def width(self) -> int:
@@ -46,13 +54,33 @@ class Linear(Layer):
 
     def __call__(self, x: Any) -> np.ndarray:
         """x (..., I) to y (..., O)."""
+        if self._ready is not None:
+            # One small step, for streams, as in Recurrent: what it does not take goes the long way.
+            try:
+                version, step = self._ready
+                if version == self.store.version and x.dtype.isnative:
+                    y = np.empty((1, x.shape[1], self.out_features), self.dtype)
+                    if step(x, y):
+                        return y
+            except (TypeError, ValueError, AttributeError, IndexError, MemoryError):
+                pass
         x = check_array("x", x, self.dtype, "... I", {"I": self.in_features})
+        version = self.store.version
         packed = self.store.made(
             "w", lambda: pack(self.in_features, self.out_features, self.store.flat("weight"), True)
         )
         bias = self.store.flat("bias") if self.bias else self._none
+        if x.ndim == 3 and len(x) == 1 and x.shape[1] * packed.size <= SMALL:
+            self._make_ready(version, packed, bias)
         y = multiply(x.reshape(-1, self.in_features), packed, self.out_features, bias)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _make_ready(self, version: int, packed: np.ndarray, bias: np.ndarray) -> None:
+        """Lets later steps take the quick way, as long as the parameters are of this version."""
+        if config.DISABLE_JIT or (self._ready is not None and self._ready[0] == version):
+            return
+        a = np.empty((1, 1, 1), self.dtype)
+        self._ready = version, partial(matmul.product_step.for_types(packed, bias, a, a), packed, bias)
 
     def forward(self, x: Any) -> tuple[np.ndarray, Tape]:
         """`y, tape`; x is referred to until `backward`."""
@@ -75,7 +103,3 @@ class Linear(Layer):
             "wt", lambda: pack(self.out_features, self.in_features, self.store.flat("weight"), False)
         )
         return multiply(dz, packed, self.in_features, self._none).reshape(shape)
-
-    def _packed(self, rows: int, columns: int, transposed: bool) -> np.ndarray:
-        """The weight as one of the two products wants it."""
-        return self.store.made(transposed, lambda: pack(rows, columns, self.store.flat("weight"), transposed))

@@ -45,9 +45,15 @@ class Sequential(Layer):
             if any(layer is other for other in layers[:k]):
                 raise ValueError(f"layers[{k}] is in the list twice; its tape and gradients would be mixed up")
         self.layers = layers
-        self.recurrent = any(layer.recurrent for layer in layers)
+        self._count = sum(layer.recurrent for layer in layers)
+        self.recurrent = self._count > 0
         self.takes_lengths = any(layer.takes_lengths for layer in layers)
         self.takes_segments = any(layer.takes_segments for layer in layers)
+        # Each layer with the recurrent one that it may hand its indices to, as they are.
+        self._pairs: list[tuple[Any, Recurrent | None]] = [
+            (a, b if isinstance(a, Embedding) and isinstance(b, Recurrent) and a.dtype == b.dtype else None)
+            for a, b in zip(layers, (*layers[1:], None), strict=True)
+        ]
         stores: dict[str, Store] = {}
         for k, layer in enumerate(layers):
             stores.update({f"{k}.{prefix}": store for prefix, store in layer._stores.items()})
@@ -62,17 +68,44 @@ class Sequential(Layer):
 
     def __call__(self, x: Any, state: Any = None, lengths: Any = None) -> Any:
         """`y, state`, or `y` if no layer has a state. `lengths` goes to every layer that takes lengths."""
-        y, final, _ = self._run(x, state, lengths, training=False)
-        return (y, final) if self.recurrent else y
+        states = self._given("state", state, lengths)
+        final: list[Any] = []
+        for layer, reader in self._pairs:
+            if reader is not None and (handed := self._handed(layer, reader, x, False)) is not None:
+                x = handed
+                continue
+            more = {"lengths": lengths} if lengths is not None and layer.takes_lengths else {}
+            if layer.recurrent:
+                x, one = layer(x, states[len(final)], **more)
+                final.append(one)
+            else:
+                x = layer(x, **more)
+        return (x, tuple(final)) if self.recurrent else x
 
     def forward(self, x: Any, state: Any = None, lengths: Any = None, segments: int | str | None = None) -> Any:
         """`y, state, tape`, or `y, tape` if no layer has a state. `segments` goes to every recurrent layer: see
         `LSTM.forward`.
         """
+        states = self._given("state", state, lengths, segments)
+        final: list[Any] = []
+        kept: list[Any] = []
         with self.drawing():
-            y, final, kept = self._run(x, state, lengths, training=True, segments=segments)
-        tape = Tape(self, np.shape(y), kept)
-        return (y, final, tape) if self.recurrent else (y, tape)
+            for layer, reader in self._pairs:
+                if reader is not None and (handed := self._handed(layer, reader, x, True)) is not None:
+                    x = handed
+                    kept.append(None)
+                    continue
+                more = {"lengths": lengths} if lengths is not None and layer.takes_lengths else {}
+                if segments is not None and layer.takes_segments:
+                    more["segments"] = segments
+                if layer.recurrent:
+                    x, one, tape = layer.forward(x, states[len(final)], **more)
+                    final.append(one)
+                else:
+                    x, tape = layer.forward(x, **more)
+                kept.append(tape)
+        tape = Tape(self, np.shape(x), kept)
+        return (x, tuple(final), tape) if self.recurrent else (x, tape)
 
     def backward(self, tape: Tape, dy: Any, dstate: Any = None) -> Any:
         """`dx, dstate`, or `dx`; adds into `grads`."""
@@ -109,42 +142,24 @@ class Sequential(Layer):
                 named.update({f"{k}.{name}": a for name, a in layer.intermediates(one).items()})
         return named
 
-    def _run(
-        self, x: Any, state: Any, lengths: Any, training: bool, segments: int | str | None = None
-    ) -> tuple[Any, Any, list[Any]]:
-        states = self._states("state", state)
-        final: list[Any] = []
-        kept: list[Any] = []
+    def _handed(self, layer: Embedding, reader: Recurrent, x: Any, training: bool) -> Embedded | None:
+        """The indices, if `reader` takes them as they are; None if it reads the vectors that they stand for."""
+        if training and reader.input_dropout:
+            return None
+        ids = layer.check(x)
+        return Embedded(ids, layer) if layer.num <= max(SMALL_VOCABULARY, ids.size) else None
+
+    def _given(self, name: str, state: Any, lengths: Any, segments: Any = None) -> list[Any]:
+        """The state of each recurrent layer, when there are layers for all that was passed."""
+        states = self._states(name, state)
         if lengths is not None and not self.takes_lengths:
             raise TypeError("lengths was passed, but no layer takes lengths")
         if segments is not None and not self.takes_segments:
             raise TypeError("segments was passed, but no layer is recurrent")
-        for k, layer in enumerate(self.layers):
-            follower = self.layers[k + 1] if k + 1 < len(self.layers) else None
-            if isinstance(layer, Embedding) and isinstance(follower, Recurrent):
-                ids = layer.check(x)
-                masked = training and follower.input_dropout
-                if not masked and layer.num <= max(SMALL_VOCABULARY, ids.size) and layer.dtype == follower.dtype:
-                    x = Embedded(ids, layer)
-                    kept.append(None)
-                    continue
-            args = (x, states.pop(0)) if layer.recurrent else (x,)
-            more = {"lengths": lengths} if layer.takes_lengths and lengths is not None else {}
-            if layer.takes_segments and segments is not None:
-                more["segments"] = segments
-            out = (layer.forward if training else layer)(*args, **more)  # type: ignore[attr-defined, operator]
-            if training:
-                *out, tape = out
-                kept.append(tape)
-            elif not layer.recurrent:
-                out = (out,)
-            x = out[0]
-            if layer.recurrent:
-                final.append(out[1])
-        return x, tuple(final), kept
+        return states
 
     def _states(self, name: str, given: Any) -> list[Any]:
-        count = sum(layer.recurrent for layer in self.layers)
+        count = self._count
         if given is None:
             return [None] * count
         if not self.recurrent:
