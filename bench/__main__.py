@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from . import memory, startup, table
+from . import installed, memory, startup, table
 from .cases import APART, Case, groups, select
 from .contest import Contest, Row
 from .machine.about import describe
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m bench") -> in
         "limits": [],
         "rows": [],
         "startup": [],
+        "installed": {},
         "memory": [],
     }
     seconds = args.seconds or (QUICK if args.quick else FULL)
@@ -126,6 +127,10 @@ def _startups(cases: list[Case], record: dict[str, Any], args: argparse.Namespac
         beyond = startup.import_cost(measures)
         if beyond is not None:
             print(f"{'import fastrnn beyond import numba':{table.NAME}}{beyond:>10.3f}")
+        record["installed"] = installed.sizes(present)
+        print("\nbytes on the disk, with everything that is needed at run time\n")
+        for name, size in record["installed"].items():
+            print(f"{name:{table.NAME}}{table.size(size):>10}")
 
 
 def _memories(cases: list[Case], record: dict[str, Any], args: argparse.Namespace) -> None:

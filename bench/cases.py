@@ -40,9 +40,10 @@ CELLS = {
 #: inputs and all weights; weights count as changed before it step     one time step with the state carried
 #: from the last charlm   a language model's whole training step: embedding, layers, linear, loss, backward,
 #: clip, Adam minchar  the same as min-char-rnn has it: one-hot, RNN, Adagrad, clip by value, batch of one
+#: generate a language model writes T characters, each the most likely one, and reads it next
 #: startup  a fresh process: imports, first results with a cold and a warm cache
 #: memory   a fresh process: what a training pass holds at the most
-KINDS = ("infer", "train", "step", "charlm", "minchar", "startup", "memory")
+KINDS = ("infer", "train", "step", "charlm", "minchar", "generate", "startup", "memory")
 #: In processes of their own, after everything else.
 APART = ("startup", "memory")
 
@@ -73,6 +74,8 @@ class Case:
             name = self.kind
         elif self.kind == "charlm":
             name = f"charlm-{self.cell}-{self.L}x{self.H}"
+        elif self.kind == "generate":
+            name = f"generate-{self.cell}-{self.T}x{self.B}-{self.L}x{self.H}"
         elif self.kind == "step":
             name = f"{self.cell}-step-B{self.B}-H{self.H}"
         else:
@@ -117,7 +120,7 @@ QUICK = {
     "lstm-train-100x64x256x512", "lstm-train-25x128x1024x1024", "lstm-train-100x32x128x256",
     "lstm-peephole-train-100x32x128x256", "rnn-tanh-train-100x32x128x256", "lstm-step-B1-H64",
     "gru-infer-100x32x128x256", "gru-train-100x32x128x256", "lstm-train-100x32x128x256-2layers-bidirectional",
-    "lstm-train-100x32x128x256-lengths10", "charlm-lstm-2x128", "minchar", "startup",
+    "lstm-train-100x32x128x256-lengths10", "charlm-lstm-2x128", "minchar", "generate-lstm-2000x1-2x128", "startup",
 }  # fmt: skip
 PYTEST = {
     "lstm-infer-100x32x128x256", "lstm-infer-150x1x256x256", "rnn-tanh-infer-100x32x128x256",
@@ -132,6 +135,7 @@ HEADLINE = {
     "rnn-tanh-infer-100x32x128x256", "rnn-tanh-train-100x32x128x256", "gru-infer-100x32x128x256",
     "gru-train-100x32x128x256", "lstm-train-100x32x128x256-2layers-bidirectional",
     "lstm-train-100x32x128x256-lengths10", "lstm-step-B1-H64", "charlm-lstm-2x128", "minchar",
+    "generate-lstm-2000x1-2x128",
 }  # fmt: skip
 
 
@@ -175,6 +179,8 @@ def _table() -> Iterator[Case]:
     for cell in FUSED:
         for L, H in MODELS:
             yield Case("charlm", cell, 50, 50, 64, H, L, 65, groups=("charlm",))
+        for B in (1, 64):
+            yield Case("generate", cell, 2000, B, 64, 128, 2, 65, groups=("generate",))
     yield Case("minchar", "rnn-tanh", 25, 1, 0, 100, 1, 65, groups=("minchar",))
     yield Case("startup", "lstm", 10, 4, 64, 128, groups=("startup",))
     for T, B, I, H in MAIN:  # noqa: E741
@@ -190,6 +196,7 @@ def _table() -> Iterator[Case]:
             yield Case(kind, cell, 6, 4, 5, 7, 2, groups=(HIDDEN,), D=2, shortest=2)
     yield Case("infer", "lstm", 4, 3, 5, 7, dtype="float64", groups=(HIDDEN,))
     yield Case("charlm", "lstm", 5, 3, 6, 7, 2, 11, groups=(HIDDEN,))
+    yield Case("generate", "lstm", 12, 3, 6, 7, 2, 11, groups=(HIDDEN,))
     yield Case("minchar", "rnn-tanh", 5, 1, 0, 9, 1, 11, groups=(HIDDEN,))
     yield Case("startup", "lstm", 2, 1, 3, 4, groups=(HIDDEN,))
     yield Case("memory", "lstm", 2, 1, 3, 4, groups=(HIDDEN,))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .problem import Problem
+from .problem import WRITTEN, Problem
 
 Results = dict[str, np.ndarray]
 
@@ -40,7 +40,7 @@ class Job:
         """What the very same call gives, from the case's beginning.
 
         infer: y h (c); train: y dx d<parameter>; step: those of infer after several steps; language models:
-        losses of several steps and d<parameter> after the first
+        losses of several steps and d<parameter> after the first; generate: the logits (N, B, V) of the first characters
         """
         raise NotImplementedError
 
@@ -61,6 +61,23 @@ class Model(Protocol):
 
     def gradients(self) -> Results:
         """Of the last step, after clipping, by parameter."""
+
+
+class Writer(Job):
+    """A language model that writes: each character is the most likely one, and the next input."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.case = problem, problem.case
+
+    def write(self, count: int) -> Any:
+        """(count, B, V): the logits of so many characters; the model starts from the zero state and character 0."""
+        raise NotImplementedError
+
+    def call(self) -> None:
+        self.write(self.case.T)
+
+    def results(self) -> Results:
+        return {"logits": np.asarray(self.write(WRITTEN))}
 
 
 class ModelJob(Job):

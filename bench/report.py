@@ -25,6 +25,7 @@ SECTIONS = {
     "step": "One step from Python, state carried",
     "charlm": "Character language model, whole training step",
     "minchar": "min-char-rnn, whole training step",
+    "generate": "Text generation, character by character",
 }
 
 
@@ -167,6 +168,9 @@ def results(record: dict[str, Any], rows: list[Row], pictures: list[str], learne
         parts += [markdown(["", "seconds"], [[m.name, table.speedup(m.spread)] for m in measures])]
         if (beyond := startup.import_cost(measures)) is not None:
             parts += [f"`import fastrnn` takes {beyond:+.3f} s beyond `import numba`.\n"]
+    if record.get("installed"):
+        parts += ["## Installed\n", "On the disk, with everything that is needed at run time.\n"]
+        parts += [markdown(["library", "size"], [[n, table.size(size)] for n, size in record["installed"].items()])]
     if record.get("memory"):
         parts += ["## Memory of a training pass\n", "The most that the process ever held, and what of it is beyond the"]
         parts += ["layer and its inputs, once they were made.\n"]

@@ -62,5 +62,5 @@ def resident_bytes(case: Case) -> int:
 
 
 def characters(case: Case) -> int:
-    """Characters that one call of a language model learns from; 0 for other cases."""
-    return case.T * case.B if case.model else 0
+    """Characters that one call of a language model learns from, or writes; 0 for other cases."""
+    return case.T * case.B if case.model or case.kind == "generate" else 0

@@ -260,6 +260,14 @@ def test_starts(bench, monkeypatch):
     assert {"python", "import numba", "fastrnn: first inference", "fastrnn: first training step"} <= set(measures)
 
 
+def test_installed(bench):
+    """NumPy's own size; fastrnn's with what it needs; nothing for what is not there."""
+    found = bench("installed").sizes(["numpy", "fastrnn", "nobody has this"])
+    assert list(found) == ["numpy", "fastrnn"]
+    ours = sum(path.stat().st_size for path in (ROOT / "fastrnn").rglob("*.py"))
+    assert 1 << 20 < found["numpy"] < found["numpy"] + ours < found["fastrnn"] < 1 << 30
+
+
 def test_memory(bench):
     """What a process holds, of those who have the case; and who is wrong is not believed."""
     (case,) = bench("cases").select(["tiny-lstm-memory"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..cases import CELLS, Case
-from ..job import Job, ModelJob, Results, Unsupported
+from ..job import Job, ModelJob, Results, Unsupported, Writer
 from ..lm import Hyper
 from ..problem import STEPS, Problem
 
@@ -24,6 +24,8 @@ def make(case: Case) -> Job:
     problem = Problem(case)
     if case.model:
         return ModelJob(problem, lambda way: Model(problem), "Sequential, cross_entropy, clip, optimizer")
+    if case.kind == "generate":
+        return Generate(problem)
     kinds: dict[str, type[_Sequence]] = {"infer": Infer, "train": Train, "step": Step}
     if case.kind not in kinds:
         raise Unsupported(f"no {case.kind}")
@@ -101,6 +103,35 @@ class Train(_Sequence):
         return {"y": self.y, "dx": self.dx, **gradients}
 
 
+def model_of(problem: Problem) -> Any:
+    """A language model: [embedding,] recurrent layers, linear."""
+    import fastrnn as fr
+
+    case = problem.case
+    layers: list[Any] = [fr.Embedding(case.V, case.I, dtype=case.dtype)] if case.I else []
+    layers.append(layer_of(case, case.I or case.V))
+    layers.append(fr.Linear(case.H, case.V, dtype=case.dtype))
+    model = fr.Sequential(*layers)
+    model.load_state_dict(problem.model_weights)
+    return model
+
+
+class Generate(Writer):
+    how = "logits, state = model(ids, state)"
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.model = model_of(problem)
+
+    def write(self, count: int) -> np.ndarray:
+        ids, state, written = np.zeros((1, self.case.B), np.int64), None, []
+        for _ in range(count):
+            logits, state = self.model(ids, state)
+            ids = logits.argmax(axis=-1)
+            written.append(logits)
+        return np.concatenate(written)
+
+
 class Model:
     """A language model in training; see job.Model."""
 
@@ -108,11 +139,7 @@ class Model:
         import fastrnn as fr
 
         case = problem.case
-        layers: list[Any] = [fr.Embedding(case.V, case.I, dtype=case.dtype)] if case.I else []
-        layers.append(layer_of(case, case.I or case.V))
-        layers.append(fr.Linear(case.H, case.V, dtype=case.dtype))
-        self.model = fr.Sequential(*layers)
-        self.model.load_state_dict(problem.model_weights)
+        self.model = model_of(problem)
         self.mean = case.kind == "charlm"
         if self.mean:
             self.optimizer: Any = fr.Adam(self.model, lr=Hyper.adam_lr)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..cases import CELLS, Case, Cell
-from ..job import Job, Results, Unsupported
+from ..job import Job, Results, Unsupported, Writer
 from ..problem import STEPS, Problem
 
 VERSIONS = ("jax", "jaxlib")
@@ -26,9 +26,11 @@ def start(threads: int) -> None:
 
 
 def make(case: Case) -> Job:
+    if case.kind == "generate":
+        return Generate(Problem(case))
     kinds: dict[str, type[_Sequence]] = {"infer": Infer, "train": Train, "step": Step}
     if case.kind not in kinds:
-        raise Unsupported("only sequences and steps are written, no language model")
+        raise Unsupported("only sequences, steps and writing are written, no training of a language model")
     return kinds[case.kind](Problem(case))
 
 
@@ -164,3 +166,33 @@ class Train(_Sequence):
             "dx": np.asarray(dx),
             **{f"d{name}": np.asarray(g) for name, g in grads.items()},
         }
+
+
+class Generate(Writer):
+    how = "lax.scan over the characters, jitted whole"
+
+    def __init__(self, problem: Problem) -> None:
+        import jax
+        from jax import lax
+        from jax import numpy as jnp
+
+        super().__init__(problem)
+        case, cell = problem.case, CELLS[problem.case.cell]
+        self.params = {name: jnp.asarray(array) for name, array in problem.model_weights.items()}
+        zeros = tuple(jnp.zeros((case.L, case.B, case.H), case.dtype) for _ in range(1 + cell.lstm))
+
+        def write(params: dict[str, Any], count: int) -> Any:
+            layers = {name[2:]: array for name, array in params.items() if name.startswith("1.")}
+
+            def one(carry: Any, _: Any) -> Any:
+                ids, state = carry
+                y, state = forward(cell, layers, params["0.weight"][ids][None], state, None)
+                logits = y[0] @ params["2.weight"].T + params["2.bias"]
+                return (logits.argmax(-1), state), logits
+
+            return lax.scan(one, (jnp.zeros(case.B, int), zeros), length=count)[1]
+
+        self._write: Any = jax.jit(write, static_argnums=1)
+
+    def write(self, count: int) -> np.ndarray:
+        return np.asarray(self._write(self.params, count))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from .. import loop
 from ..cases import CELLS, Case
-from ..job import Job, ModelJob, Results, Unsupported
+from ..job import Job, ModelJob, Results, Unsupported, Writer
 from ..lm import NumpyModel
 from ..problem import STEPS, Problem
 
@@ -20,6 +22,8 @@ def make(case: Case, compute: str = "") -> Job:
     problem, dtype = Problem(case), compute or case.dtype
     if case.model:
         return ModelJob(problem, lambda way: NumpyModel(problem, dtype), "a loop over time, by hand")
+    if case.kind == "generate":
+        return Generate(problem, dtype)
     kinds: dict[str, type[_Sequence]] = {"infer": Infer, "train": Train, "step": Step}
     if case.kind not in kinds:
         raise Unsupported(f"no {case.kind}")
@@ -70,3 +74,23 @@ class Train(_Sequence):
         self.call()
         assert self.dx is not None
         return {"y": self.y, "dx": self.dx, **{f"d{name}": g for name, g in self.grads.items()}}
+
+
+class Generate(Writer):
+    how = "a loop over characters, by hand"
+
+    def __init__(self, problem: Problem, dtype: str) -> None:
+        super().__init__(problem)
+        self.params = {name: array.astype(dtype) for name, array in problem.model_weights.items()}
+        self.layers = {name[2:]: array for name, array in self.params.items() if name.startswith("1.")}
+        self.cell = CELLS[self.case.cell]
+
+    def write(self, count: int) -> np.ndarray:
+        state, ids, written = loop.zero_state(self.cell, self.layers, self.case.B), np.zeros(self.case.B, np.int64), []
+        for _ in range(count):
+            x = self.params["0.weight"][ids][None]
+            y, state, _ = loop.forward(self.cell, self.layers, x, state)
+            logits = y[0] @ self.params["2.weight"].T + self.params["2.bias"]
+            ids = logits.argmax(axis=-1)
+            written.append(logits)
+        return np.stack(written)

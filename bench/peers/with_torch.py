@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cases import CELLS, Case
-from ..job import Job, ModelJob, Results, Unsupported
+from ..job import Job, ModelJob, Results, Unsupported, Writer
 from ..lm import Hyper
 from ..problem import STEPS, Problem
 
@@ -32,6 +32,8 @@ def make(case: Case) -> Job:
     if case.model:
         how = f"nn modules, cross_entropy, clip_grad, {'Adam' if case.kind == 'charlm' else 'Adagrad'}"
         return ModelJob(problem, lambda way: Model(problem, way == "fused"), how, "fused", "default")
+    if case.kind == "generate":
+        return Generate(problem)
     kinds: dict[str, type[_Sequence]] = {"infer": Infer, "train": Train, "step": Step}
     if case.kind not in kinds:
         raise Unsupported(f"no {case.kind}")
@@ -197,6 +199,43 @@ class Train(_Sequence):
         return found
 
 
+def layers_of(problem: Problem) -> torch.nn.ModuleList:
+    """Of a language model: [embedding,] recurrent layers, linear."""
+    import torch
+
+    case = problem.case
+    dtype = getattr(torch, case.dtype)
+    layers: list[torch.nn.Module] = [torch.nn.Embedding(case.V, case.I, dtype=dtype)] if case.I else []
+    layers.append(module_of(case, case.I or case.V))
+    layers.append(torch.nn.Linear(case.H, case.V, dtype=dtype))
+    found = torch.nn.ModuleList(layers)
+    found.load_state_dict(tensors(problem.model_weights))
+    return found
+
+
+class Generate(Writer):
+    how = "nn modules in a loop, inference_mode"
+
+    def __init__(self, problem: Problem) -> None:
+        import torch
+
+        super().__init__(problem)
+        self.layers, self.torch = layers_of(problem).eval(), torch
+
+    def around(self) -> AbstractContextManager[Any]:
+        return self.torch.inference_mode()
+
+    def write(self, count: int) -> np.ndarray:
+        torch, (embedding, recurrent, linear) = self.torch, self.layers
+        ids, state, written = torch.zeros(1, self.case.B, dtype=torch.long), None, []
+        for _ in range(count):
+            y, state = recurrent(embedding(ids), state)
+            logits = linear(y)
+            ids = logits.argmax(-1)
+            written.append(logits)
+        return torch.cat(written).numpy()
+
+
 class Model:
     """A language model in training; see job.Model."""
 
@@ -206,11 +245,7 @@ class Model:
 
         case = problem.case
         dtype = getattr(torch, case.dtype)
-        layers: list[torch.nn.Module] = [torch.nn.Embedding(case.V, case.I, dtype=dtype)] if case.I else []
-        layers.append(module_of(case, case.I or case.V))
-        layers.append(torch.nn.Linear(case.H, case.V, dtype=dtype))
-        self.layers = torch.nn.ModuleList(layers)
-        self.layers.load_state_dict(tensors(problem.model_weights))
+        self.layers = layers_of(problem)
         self.mean, self.V, self.dtype = case.kind == "charlm", case.V, dtype
         self.state: Any = None
         optim: Any = torch.optim.Adam if self.mean else torch.optim.Adagrad
