@@ -531,6 +531,12 @@ def along(f, arrays, directions, step=1e-30):
     }
 
 
+def difference_along(f, arrays, name, direction, step=1e-6):
+    """The derivative of f along a direction of one of the arrays, to about 1e-9. `f`: a dict of arrays to a number."""
+    ahead, behind = (f({**arrays, name: arrays[name] + sign * step * direction}) for sign in (1, -1))
+    return (ahead - behind) / (2 * step)
+
+
 def central_difference(f, arrays, step=1e-6):
     """The gradient of f by every element of every array, to about 1e-9. `f`: a dict of arrays to a number."""
     gradients = {}

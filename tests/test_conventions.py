@@ -131,7 +131,14 @@ def test_run_time_dependencies():
 MODULES = sorted(m.name for m in pkgutil.walk_packages(fr.__path__, "fastrnn.") if not m.name.endswith("__main__"))
 
 
-@pytest.mark.parametrize("name", ["fastrnn", *MODULES])
+# Those that take 5 to 20 s without JIT.
+LEARNING = ("fastrnn.models.minchar", "fastrnn.models.charlm", "fastrnn.losses.vocabulary")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long if n in LEARNING and not JIT else ()) for n in ("fastrnn", *MODULES)],
+)
 def test_doctests(name, tmp_path, monkeypatch):
     """Every example in a docstring gives what it says."""
     monkeypatch.chdir(tmp_path)

@@ -70,9 +70,12 @@ def test_every_gradient_large(cell, kind):
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell not in KINKED])  # a difference may step over a kink
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)], ids=["short", "long"])
 @given(data=st.data())
-def test_backward_is_the_derivative_of_forward(cell, data):
-    """Without the reference: the layer's own forward, by central differences, gives its own backward."""
+def test_backward_is_the_derivative_of_forward(cell, every, data):
+    """Without the reference: the layer's own forward, by central differences, gives its own backward: along random
+    directions, in the long form by every element.
+    """
     problem = data.draw(problems(cell, L=1, indices=False, has_state=True))
     layer = problem.layer()
     _, tape = problem.forward(layer)
@@ -86,12 +89,19 @@ def test_backward_is_the_derivative_of_forward(cell, data):
         out = {"y": problem.turned(y)} | problem.unpack(state)
         return sum((dout * out[name]).sum() for name, dout in problem.doutputs.items())
 
-    expected = reference.central_difference(loss, problem.inputs)
-    assert set(gradients) == {f"d{name}" for name in expected}
+    assert set(gradients) == {f"d{name}" for name in problem.inputs}
     # A difference has no more digits than the loss: the bound is relative to the largest gradient of all.
-    bound = 1e-6 * max(np.abs(gradient).max() for gradient in expected.values())
-    for name, gradient in expected.items():
-        assert np.abs(gradients[f"d{name}"] - gradient).max() <= bound, name
+    bound = 1e-6 * max(np.abs(gradient).max() for gradient in gradients.values())
+    if every:
+        for name, gradient in reference.central_difference(loss, problem.inputs).items():
+            assert np.abs(gradients[f"d{name}"] - gradient).max() <= bound, name
+        return
+    for number in range(2):
+        for name, array in problem.inputs.items():
+            direction = problem.random(f"along {number} {name}", *array.shape, scale=1.0)
+            direction /= np.linalg.norm(direction)
+            expected = reference.difference_along(loss, problem.inputs, name, direction)
+            assert abs((gradients[f"d{name}"] * direction).sum() - expected) <= bound, name
 
 
 @cells

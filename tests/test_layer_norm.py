@@ -192,6 +192,7 @@ def test_promises(cell, promise):
     promise(Problem(cell, **size, dtype=DTYPES[cell], lengths=mixed_lengths(size["T"], size["B"])))
 
 
+@pytest.mark.skipif(not JIT, reason="without JIT one thread does all the work")
 @kinds
 def test_threads(cell, dtype, set_num_threads):
     """By rows and by panels, with more threads than rows or panels too."""

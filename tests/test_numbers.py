@@ -105,6 +105,7 @@ def assert_one_result(actual, expected):
 # --- threads ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not JIT, reason="without JIT one thread does all the work")
 @every_problem
 def test_threads(problem, set_num_threads):
     """1, 2 or 3 threads, if need be more than processors: outputs, states, dx and weight gradients."""

@@ -165,6 +165,7 @@ def test_what_is_kept_has_the_same_bits():
         assert np.array_equal(y == before, keep == 1)
 
 
+@pytest.mark.skipif(not JIT, reason="without JIT one thread does all the work")
 @EVERY
 def test_threads(name, set_num_threads):
     """1, 2 or 3 threads: the same masks, the same bits."""
