@@ -16,12 +16,15 @@ lengths, longest first, one step after the other without gaps.
 """
 
 from .._jit import device, part
-from ..simd.target import COLS, ROWS
+from ..simd.target import COLS, ROWS, VECTOR_BYTES
 from ..simd.tile import tile
 from ..simd.vector import block_of, greatest, lanes, lanes_of, least, load, pointwise, store, transpose
 
 # Values of the summed index that `tiles` takes at a time: 128 KiB of float32 lines.
 DEPTH = 512
+
+# Bytes of packed weights up to which they are taken to be in the second-level cache, where each worker has its share.
+NEAR = 5 << 18
 
 # Rows whose pre-activations are in working memory at a time, and the vectors that they take: 33 KiB of the stack. A
 # multiple of every ROWS. With 96 a batch of 128 went through the weights twice: 4 % of lstm_forward.
@@ -87,13 +90,15 @@ def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n
     Row after row over the whole sum was 10 % slower where a panel of `b` does not fit there.
     """
     blocks = (rows + ROWS - 1) // ROWS  # as equal as possible: 16 rows are 5 + 5 + 6, not 6 + 6 + 4
+    one = 0 if len(b) <= NEAR // VECTOR_BYTES * lanes_of(b) else 1
     if n_seg > 1:
         several = max(1, DEPTH // seg)
         for s in range(0, n_seg, several):
             for block in range(blocks):
                 r = rows * block // blocks
+                count = one if rows == 1 else rows * (block + 1) // blocks - r
                 tile(
-                    c, c_off + r * c_stride, c_stride, rows * (block + 1) // blocks - r, cols,
+                    c, c_off + r * c_stride, c_stride, count, cols,
                     a, a_off + r * r_stride + s * seg_stride, r_stride, seg, seg_stride, 1, min(several, n_seg - s),
                     b, b_off + s * seg * line, line,
                 )  # fmt: skip
@@ -101,8 +106,9 @@ def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n
     for k in range(0, seg, DEPTH):
         for block in range(blocks):
             r = rows * block // blocks
+            count = one if rows == 1 else rows * (block + 1) // blocks - r
             tile(
-                c, c_off + r * c_stride, c_stride, rows * (block + 1) // blocks - r, cols,
+                c, c_off + r * c_stride, c_stride, count, cols,
                 a, a_off + r * r_stride + k, r_stride, min(DEPTH, seg - k), 0, 1, 1, b, b_off + k * line, line,
             )  # fmt: skip
 
