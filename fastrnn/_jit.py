@@ -70,7 +70,7 @@ class kernel:  # noqa: N801 - read as a decorator
         return self.__dict__.setdefault(name, self._compile(nogil=name == "released"))
 
     def for_types(self, *args: Any) -> Any:
-        """`held`, compiled for arguments like these; it answers others with `TypeError` and compiles for none."""
+        """`held`, compiled for arguments like these; it compiles for no others: they are errors, NumPy's or Numba's."""
         made = self.held
         with global_compiler_lock:
             made.disable_compile(False)

@@ -109,12 +109,17 @@ def moved(a):
 
 @pytest.mark.skipif(not JIT, reason="without JIT there is no quick way")
 @pytest.mark.parametrize("kind", [fr.RNN, fr.LSTM])
-def test_the_other_byte_order_on_the_quick_way(kind):
+def test_strange_arrays_on_the_quick_way(kind):
     """Numba takes an array of the other byte order for a misaligned one, once it has seen such: it got 1e30 for 1."""
     layer, x = kind(I, H, seed=1), np.linspace(-1, 1, I, dtype="f4").reshape(1, 1, I)
     y, state = layer(x, layer(x)[1])
     first = layer(x)[1]
-    for change in (moved, lambda a: a.astype(">f4")):
+
+    def masked(a):
+        """Numba knows the type only where it has seen such an array before."""
+        return np.ma.masked_array(np.repeat(a, 2, -1)[..., ::2])
+
+    for change in (moved, lambda a: a.astype(">f4"), masked):
         changed = tuple(map(change, first)) if isinstance(first, tuple) else change(first)
         assert same(layer(x, changed), (y, state))
         assert same(layer(change(x), first), (y, state))
@@ -126,7 +131,8 @@ def test_one_step_of_a_linear_layer():
     layer, x = fr.Linear(I, 40, seed=1), np.linspace(-1, 1, 2 * I, dtype="f4").reshape(1, 2, I)
     y = layer(np.concatenate([x, x]))[:1]
     for _ in range(2):
-        for changed in (x, moved(x), x.astype(">f4"), x[:, ::-1][:, ::-1], x.tolist()):
+        masked = np.ma.masked_array(np.asfortranarray(np.concatenate([x, x], 1)))[:, :2]
+        for changed in (x, moved(x), x.astype(">f4"), masked, x[:, ::-1][:, ::-1], x.tolist()):
             assert same(layer(changed), y)
         assert layer(x).base is None
     assert layer._ready is not None

@@ -8,9 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numba.core.errors import NumbaError
 
 from ..streaming import Stream, StreamPool
 from .store import Grads, Params, Store
+
+# What the quick way of a small step may raise at arguments that it does not take. They go the long way then, to be
+# converted, or refused with a reason.
+NOT_TAKEN = (TypeError, ValueError, AttributeError, IndexError, MemoryError, NumbaError)
 
 
 class Layer:

@@ -12,7 +12,7 @@ from numba.core import config
 from .._jit import SMALL
 from ..checks import check_array, check_dtype, check_flag, check_size, make_generator
 from ..kernels import matmul
-from .layer import Layer, Tape, check_tape
+from .layer import NOT_TAKEN, Layer, Tape, check_tape
 from .products import add_column_sums, add_gradient, multiply, pack
 from .store import Store
 
@@ -62,7 +62,7 @@ class Linear(Layer):
                     y = np.empty((1, x.shape[1], self.out_features), self.dtype)
                     if step(x, y):
                         return y
-            except (TypeError, ValueError, AttributeError, IndexError, MemoryError):
+            except NOT_TAKEN:
                 pass
         x = check_array("x", x, self.dtype, "... I", {"I": self.in_features})
         version = self.store.version

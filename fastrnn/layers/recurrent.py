@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core import config
 
+from .._jit import SMALL
 from ..checks import (
     check_array,
     check_choice,
@@ -56,7 +57,7 @@ from ..kernels.panels import LONGEST, OVERHEAD, TAPE
 from ..simd.target import ROWS, lanes
 from ..threads import workers_for
 from . import buffers
-from .layer import Layer, Tape, check_tape
+from .layer import NOT_TAKEN, Layer, Tape, check_tape
 from .layout import Direction, Layout, ragged, take, uniform
 from .norm import in_blocks, normalise
 from .products import add_gradient, multiply, pack
@@ -252,8 +253,9 @@ class Recurrent(Layer):
         self._blocks = -(-h // unit)  # of a tape
         self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
         self._compiled: Any = None  # the step, once one has been made
-        # The version of the parameters, and the steps that have them: the first layer's, and those of the layers above.
-        self._ready: tuple[int, Any, list[Any]] | None = None
+        # The version of the parameters, how many numbers a small x has at the most, and the steps that have the
+        # parameters: the first layer's, and those of the layers above.
+        self._ready: tuple[int, int, Any, list[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None, "_ready": None}  # compiled code stays where it is
@@ -303,9 +305,9 @@ class Recurrent(Layer):
             # stars, took 0.3 us of 2 more.) It does not look at the order of bytes: once Numba has seen a misaligned
             # array, it takes those of the other order for its like.
             try:
-                version, step, above = self._ready
+                version, most, step, above = self._ready
                 now = x.rows() if type(x) is Embedded else x
-                if len(now) != 1 or version != self.store.version or not now.dtype.isnative:
+                if len(now) != 1 or now.size > most or version != self.store.version or not now.dtype.isnative:
                     pass
                 elif self.states == 1 and state.dtype.isnative:
                     out = np.empty((2, *state.shape), self.dtype)
@@ -320,7 +322,7 @@ class Recurrent(Layer):
                         y, h, c = out
                         if not above or all(up(now, out, h0, c0) for up in above):
                             return y[-1:] if above else y, (h, c)
-            except (TypeError, ValueError, AttributeError, MemoryError):
+            except NOT_TAKEN:
                 pass
         y, final, _ = self._forward(x, state, lengths, training=False)
         return y, final
@@ -729,8 +731,10 @@ class Recurrent(Layer):
         if self._compiled is None:
             a = np.empty((1, 1, 1, 1), self.dtype)
             self._compiled = self.step.for_types(*made[0], 0, a[0], a, *self.states * (a[0],))
+        # A step too large for one layer is not begun in those below it.
+        most = min(SMALL // one[0].size for one in made if one is not None) * self.input_size
         step, *above = [partial(self._compiled, *one, layer) for layer, one in enumerate(made) if one is not None]
-        self._ready = version, step, above
+        self._ready = version, most, step, above
 
     def _tape(self, rows: int) -> np.ndarray:
         """A tape of so many rows, flat."""
