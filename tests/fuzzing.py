@@ -713,6 +713,8 @@ def bits(value):
     if isinstance(value, np.ndarray | np.generic):
         if value.size > LARGE:
             return "huge", value.dtype.str, value.shape
+        if value.dtype.char == "g":  # a longdouble has bytes that stand for nothing
+            return type(value).__name__, value.dtype.str, value.shape, repr(value.tolist())
         if value.dtype.kind == "f":
             value = np.where(np.isnan(value), np.nan, value)
         return type(value).__name__, value.dtype.str, value.shape, value.tobytes()
