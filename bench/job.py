@@ -40,7 +40,7 @@ class Job:
         """What the very same call gives, from the case's beginning.
 
         infer: y h (c); train: y dx d<parameter>; step: those of infer after several steps; language models:
-        losses of several steps and d<parameter> after the first; generate: the logits (N, B, V) of the first characters
+        losses of several steps and d<parameter> after the first; generate: the first characters (N, B)
         """
         raise NotImplementedError
 
@@ -70,14 +70,14 @@ class Writer(Job):
         self.problem, self.case = problem, problem.case
 
     def write(self, count: int) -> Any:
-        """(count, B, V): the logits of so many characters; the model starts from the zero state and character 0."""
+        """(count, B): so many characters; the model starts from the zero state and character 0."""
         raise NotImplementedError
 
     def call(self) -> None:
         self.write(self.case.T)
 
     def results(self) -> Results:
-        return {"logits": np.asarray(self.write(WRITTEN))}
+        return {"ids": np.asarray(self.write(WRITTEN))}
 
 
 class ModelJob(Job):

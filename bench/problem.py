@@ -11,7 +11,7 @@ import numpy as np
 from .cases import CELLS, Case
 
 STEPS = 5  # time steps that the results of a `step` case come from
-WRITTEN = 10  # characters whose logits are the results of a `generate` case
+WRITTEN = 10  # characters that are the results of a `generate` case
 CHUNKS = 4  # different batches of text that a language model's case goes through
 
 #: Set in one library's process by `--plant`: its weights are then wrong, and it has to be refused.

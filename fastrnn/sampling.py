@@ -57,20 +57,14 @@ def generate(
     """`length` indices, int64 (length,), that the model continues `prime` with, each fed back as the next
     input.
 
-    `model(x, state)` takes indices (T, 1) and returns logits (T, 1, V) and the new state. `prime` (T,) has at
-    least one index; `state` is the state before it (None: zeros). Exactly `length` numbers are drawn from
-    `rng`, so that a longer text with the same seed begins with the shorter one.
+    `model` is a `Sequential` that takes indices (T, 1) and returns logits (T, 1, V) and the new state. `prime` (T,) has
+    at least one index; `state` is the state before it (None: zeros). Exactly `length` numbers are drawn from `rng`, so
+    that a longer text with the same seed begins with the shorter one.
     """
     check_temperature(temperature)
-    ids = np.empty(length, np.int64)
     if length == 0:
-        return ids
-    uniforms = rng.random(length).tolist()
+        return np.empty(0, np.int64)
     logits, state = model(np.asarray(prime, np.int64).reshape(-1, 1), state)
-    ids[0] = draw(logits[-1, 0], temperature, uniforms[0])
-    x = np.empty((1, 1), np.int64)
-    for n in range(1, length):
-        x[0, 0] = ids[n - 1]
-        logits, state = model(x, state)
-        ids[n] = draw(logits[0, 0], temperature, uniforms[n])
-    return ids
+    first = draw(logits[-1, 0], temperature, rng.random())
+    rest, _ = model.write([first], length - 1, state, temperature, rng)
+    return np.concatenate([[first], rest[:, 0]])

@@ -302,6 +302,20 @@ def products(size, dtype):
     return results
 
 
+def writing(size, dtype):
+    """Characters written by language models with `size` units."""
+    results = {}
+    for cell, more in ((fr.LSTM, {"peephole": "diagonal"}), (fr.GRU, {}), (fr.RNN, {})):
+        m = fr.Sequential(
+            fr.Embedding(size + 1, 3, dtype=dtype, seed=1),
+            cell(3, size, 1 + size % 2, dtype=dtype, seed=2, **more),
+            fr.Linear(size, size + 1, dtype=dtype, seed=3),
+        )
+        ids, state = m.write([size, 0, size // 2], 4, rng=np.random.default_rng(size))
+        results |= {f"{cell.__name__} ids": ids, f"{cell.__name__} h": np.asarray(state[0])}
+    return results
+
+
 def everything(dtype, cells, sizes):
     """Runs every kernel plainly, then guarded on either side, in one process: the results must be the same bits."""
     threads.SMALL = 0  # whatever there is to do is shared
@@ -324,7 +338,7 @@ def results_of(dtype, cells, sizes):
         fr.set_num_threads(workers)
         gc.collect()  # pages that only cycles refer to: a process may have so many mappings and no more
         results.append(recurrent(size, dtype, cells))
-        results += [task(size, dtype) for task in (model, losses, rows, products)]
+        results += [task(size, dtype) for task in (model, losses, rows, products, writing)]
     return results
 
 

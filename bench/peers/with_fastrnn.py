@@ -117,19 +117,14 @@ def model_of(problem: Problem) -> Any:
 
 
 class Generate(Writer):
-    how = "logits, state = model(ids, state)"
+    how = "model.write"
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
         self.model = model_of(problem)
 
     def write(self, count: int) -> np.ndarray:
-        ids, state, written = np.zeros((1, self.case.B), np.int64), None, []
-        for _ in range(count):
-            logits, state = self.model(ids, state)
-            ids = logits.argmax(axis=-1)
-            written.append(logits)
-        return np.concatenate(written)
+        return self.model.write(np.zeros(self.case.B, np.int64), count, temperature=0)[0]
 
 
 class Model:

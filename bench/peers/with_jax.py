@@ -187,8 +187,8 @@ class Generate(Writer):
             def one(carry: Any, _: Any) -> Any:
                 ids, state = carry
                 y, state = forward(cell, layers, params["0.weight"][ids][None], state, None)
-                logits = y[0] @ params["2.weight"].T + params["2.bias"]
-                return (logits.argmax(-1), state), logits
+                ids = (y[0] @ params["2.weight"].T + params["2.bias"]).argmax(-1)
+                return (ids, state), ids
 
             return lax.scan(one, (jnp.zeros(case.B, int), zeros), length=count)[1]
 

@@ -92,5 +92,5 @@ class Generate(Writer):
             y, state, _ = loop.forward(self.cell, self.layers, x, state)
             logits = y[0] @ self.params["2.weight"].T + self.params["2.bias"]
             ids = logits.argmax(axis=-1)
-            written.append(logits)
+            written.append(ids)
         return np.stack(written)

@@ -230,9 +230,8 @@ class Generate(Writer):
         ids, state, written = torch.zeros(1, self.case.B, dtype=torch.long), None, []
         for _ in range(count):
             y, state = recurrent(embedding(ids), state)
-            logits = linear(y)
-            ids = logits.argmax(-1)
-            written.append(logits)
+            ids = linear(y).argmax(-1)
+            written.append(ids)
         return torch.cat(written).numpy()
 
 

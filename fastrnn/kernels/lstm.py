@@ -92,6 +92,7 @@ from .panels import (
     tape_at,
     tiles,
 )
+from .writing import write_item
 
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
 
@@ -1284,6 +1285,53 @@ def lstm_step(w, peep, form, coupled, layer, x, out, h_0, c_0):
     for k in range(0, batch * h_size, lane):
         copy_rows(y, k, h, k, batch * h_size - k)
     return True
+
+
+@kernel
+def lstm_write(
+    worker, workers, tickets, count, pieces, layers, batch, h_size, columns, temperature,
+    ids, table, w, starts, peep, form, coupled, h, c, packed, bias, logits, cumulated, uniforms, broken,
+):  # fmt: skip
+    """A language model that writes `count` characters, for every row its own: an embedding, these layers, and a linear
+    layer. Layer 0 takes its U x + b from a table, and no layer has less than all rows.
+
+    pieces : into how many parts the rows are divided for the workers
+    batch, columns : B; of the linear layer, V
+    ids : (count + 1, B) int64: those of step 0 read, the others written
+    table : (V, GH), U x + b for each character, read
+    w : packed weights, layer 0 without U, from starts[layer] to starts[layer + 1], read
+    peep : packed diagonal peepholes of all layers, read, or None; form, coupled : as lstm_forward
+    h : (2, L, B, H), of [0] the initial states read; the states after character n are in [n % 2]
+    c : (L, B, H), read, overwritten by the final ones
+    temperature, packed, bias, logits, cumulated, uniforms, broken : see write_item
+    """
+    panels = panels_for(w, h_size)
+    z, none = stack(w, WORK), stack(w, 1)
+    size, peeps = batch * h_size, (GATES - 1 if coupled is None else GATES - 2) * panels * lanes_of(w)
+    length = steps_of_item(1, count, batch // pieces, len(w) + len(packed))
+    for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
+        row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
+        for n in range(start * length, min(count, start * length + length)):
+            old, new = n % 2 * layers, (n + 1) % 2 * layers
+            for layer in range(layers):
+                h0, to = h[(old + layer) * size :], h[(new + layer) * size :]
+                below, row, i_size, flags = none, n * batch, 0, INDEXED
+                if layer > 0:
+                    below, row, i_size, flags = h[(new + layer - 1) * size :], 0, h_size, 0
+                if peep is None:  # noqa: SIM108 - of a conditional expression Numba leaves no side out
+                    p = peep
+                else:
+                    p = peep[layer * peeps :]
+                own, state = w[starts[layer] : starts[layer + 1]], c[layer * size :]
+                for panel in range(panels):
+                    forward_item(
+                        row0, row1, panel, row, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
+                        below, ids, table, own, p, None, form, coupled, h0, to, 0, h_size, state, state, none, z,
+                    )  # fmt: skip
+            write_item(
+                row0, row1, n, batch, h_size, columns, temperature, h[(new + layers - 1) * size :],
+                packed, bias, logits, cumulated, uniforms, broken, ids, z,
+            )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------

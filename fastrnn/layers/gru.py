@@ -65,6 +65,7 @@ class GRU(Recurrent):
     gates = 3
     states = 1
     step = kernels.gru_step
+    writes = kernels.gru_write
 
     def __init__(
         self,

@@ -66,14 +66,17 @@ class Linear(Layer):
                 pass
         x = check_array("x", x, self.dtype, "... I", {"I": self.in_features})
         version = self.store.version
-        packed = self.store.made(
-            "w", lambda: pack(self.in_features, self.out_features, self.store.flat("weight"), True)
-        )
-        bias = self.store.flat("bias") if self.bias else self._none
+        packed, bias = self.packed()
         if x.ndim == 3 and len(x) == 1 and x.shape[1] * packed.size <= SMALL:
             self._make_ready(version, packed, bias)
         y = multiply(x.reshape(-1, self.in_features), packed, self.out_features, bias)
         return y.reshape(*x.shape[:-1], self.out_features)
+
+    def packed(self) -> tuple[np.ndarray, np.ndarray]:
+        """The weight, packed for `multiply`, and the bias, or nothing."""
+        i, o = self.in_features, self.out_features
+        packed = self.store.made("w", lambda: pack(i, o, self.store.flat("weight"), True))
+        return packed, self.store.flat("bias") if self.bias else self._none
 
     def _make_ready(self, version: int, packed: np.ndarray, bias: np.ndarray) -> None:
         """Lets later steps take the quick way, as long as the parameters are of this version."""

@@ -86,6 +86,7 @@ class LSTM(Recurrent):
     gates = 4
     states = 2
     step = kernels.lstm_step
+    writes = kernels.lstm_write
 
     def __init__(
         self,
@@ -266,6 +267,10 @@ class LSTM(Recurrent):
         if self.proj_size or self.layer_norm or self.peephole == "full":
             return None
         return self._packed(name, i_size), self._peepholes(name)[0], self._form, self._coupled
+
+    def _writes_with(self) -> tuple[Any, ...]:
+        peeps = [p for layer in range(self.num_layers) if (p := self._peepholes(f"l{layer}")[0]) is not None]
+        return (np.concatenate(peeps) if peeps else None), self._form, self._coupled
 
     def _packed(self, name: str, i_size: int) -> np.ndarray:
         return self.store.made((name, i_size), lambda: self._pack(name, i_size))

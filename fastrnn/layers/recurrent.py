@@ -55,7 +55,7 @@ from ..checks import (
 )
 from ..kernels.panels import LONGEST, OVERHEAD, TAPE
 from ..simd.target import ROWS, lanes
-from ..threads import workers_for
+from ..threads import launch, workers_for
 from . import buffers
 from .layer import NOT_TAKEN, Layer, Tape, check_tape
 from .layout import Direction, Layout, ragged, take, uniform
@@ -155,6 +155,15 @@ class Run(NamedTuple):
         return one, rows
 
 
+class Indexed(NamedTuple):
+    """What a table of inputs is made from, where there is no call: see `Run`."""
+
+    name: str
+    embedding: Any
+    x: None = None
+    words: None = None
+
+
 class Normalised(NamedTuple):
     """Layer normalisation of one direction of one layer in one call: what comes in and what is kept."""
 
@@ -185,6 +194,7 @@ class Recurrent(Layer):
     states: int  # 1: h; 2: (h, c)
     output_letter = "h"  # what y is made of: h, or what the layer's text calls it
     step: Any  # the kernel of one small step of one layer
+    writes: Any  # the kernel of a language model that writes
     recomputes = True  # in segments backward runs forward again: there is more in a tape than h
     layer_norm = False
     layer_norm_eps: float
@@ -715,6 +725,53 @@ class Recurrent(Layer):
         """The first arguments of `step`, of the parameters; None if it cannot do what the layer does."""
         raise NotImplementedError
 
+    def _writes_with(self) -> tuple[Any, ...]:
+        """Those of `writes` between the weights and the states, of all layers, where `step` can do what they do."""
+        return ()
+
+    # -- writing ------------------------------------------------------------------------------------------
+
+    def write(
+        self, embedding: Any, linear: Any, ids: np.ndarray, state: tuple[np.ndarray, ...], uniforms: np.ndarray,
+        temperature: float,
+    ) -> tuple[np.ndarray, bool] | None:  # fmt: skip
+        """`Sequential.write` between these two layers, its arguments checked: the characters, and whether all logits
+        were finite. The states are overwritten. None, and nothing done, where no kernel can do it.
+        """
+        if self.directions > 1 or self.batch_first or self._unmasked is None or self._step_with("l0", 0) is None:
+            return None
+        (count, batch), hidden = uniforms.shape, self.hidden_size
+        table = self._table(Indexed("l0", embedding))
+        w, starts, *more = self.store.made("written", self._written)
+        packed, bias = linear.packed()
+        h = np.empty((2, *state[0].shape), self.dtype)
+        h[0] = state[0]
+        written, broken = np.empty((count + 1, batch), np.int64), np.zeros(batch, np.int64)
+        written[0] = ids
+        columns = linear.out_features
+        logits, cumulated = np.empty(batch * columns, self.dtype), np.empty(batch * columns)
+        work = float((w.size + packed.size + OVERHEAD) * count * batch)
+        workers = workers_for(work, batch)
+        launch(
+            self.writes, workers, 1, work,
+            count, workers, self.num_layers, batch, hidden, columns, temperature,
+            written.reshape(-1), table, w, starts, *more, h.reshape(-1), *(s.reshape(-1) for s in state[1:]),
+            packed, bias, logits, cumulated, uniforms.reshape(-1), broken,
+        )  # fmt: skip
+        state[0][:] = h[count % 2]
+        return written[1:], not broken.any()
+
+    def _written(self) -> tuple[Any, ...]:
+        """What `writes` takes of the parameters: the packed weights of all layers, where each begins, and more."""
+        parts = [self._step_with(f"l{layer}", layer and self.hidden_size) for layer in range(self.num_layers)]
+        sizes = [one[0].size for one in parts if one is not None]
+        w = buffers.aligned(sum(sizes), self.dtype)
+        starts = np.cumsum([0, *sizes])
+        for one, start in zip(parts, starts, strict=False):
+            assert one is not None
+            w[start : start + one[0].size] = one[0]
+        return w, starts, *self._writes_with()
+
     # -- what cells call ----------------------------------------------------------------------------------
 
     def _make_ready(self, version: int) -> None:
@@ -806,13 +863,13 @@ class Recurrent(Layer):
             return self.input_size + (run.words is not None)
         return run.embedding.num
 
-    def _table(self, run: Run) -> np.ndarray:
+    def _table(self, run: Run | Indexed) -> np.ndarray:
         """(V G H,): U x + b for every input x that an index can stand for; empty for other inputs."""
         if run.x is not None:
             return self._empty
         return self._held("table", run, lambda: self._products(run, self.bias).reshape(-1))
 
-    def _held(self, what: str, run: Run, make: Callable[[], Any]) -> Any:
+    def _held(self, what: str, run: Run | Indexed, make: Callable[[], Any]) -> Any:
         """`make()`, kept under the name `what` until the parameters change, or those of the embedding."""
         name, embedding = run.name, run.embedding
         held = self.store.made((what, name), list)
@@ -824,7 +881,7 @@ class Recurrent(Layer):
         held[:] = [(source, made)]
         return made
 
-    def _products(self, run: Run, bias: bool) -> np.ndarray:
+    def _products(self, run: Run | Indexed, bias: bool) -> np.ndarray:
         """(V, G H): U x for every input x that an index can stand for, with `bias` U x + b."""
         name, embedding = run.name, run.embedding
         u = self.store.flat(f"weight_ih_{name}")

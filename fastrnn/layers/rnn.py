@@ -66,6 +66,7 @@ class RNN(Recurrent):
     gates = 1
     states = 1
     step = kernels.rnn_step
+    writes = kernels.rnn_write
     recomputes = False
 
     def __init__(
@@ -163,6 +164,9 @@ class RNN(Recurrent):
 
     def _step_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
         return None if self.preactivation else (self._packed(name, i_size), self._number)
+
+    def _writes_with(self) -> tuple[Any, ...]:
+        return (self._number,)
 
     def _packed(self, name: str, i_size: int) -> np.ndarray:
         return self.store.made((name, i_size), lambda: self._pack(name, i_size))

@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_indices, check_size
+from ..sampling import check_temperature, draw
+from .dropout import Dropout
 from .embedding import Embedding
 from .layer import Layer, Tape, check_tape
+from .linear import Linear
 from .recurrent import Embedded, Recurrent
 from .store import Store
 
@@ -141,6 +145,77 @@ class Sequential(Layer):
             if isinstance(layer, Recurrent | Sequential):
                 named.update({f"{k}.{name}": a for name, a in layer.intermediates(one).items()})
         return named
+
+    def write(
+        self,
+        ids: Any,
+        count: int,
+        state: Any = None,
+        temperature: float = 1.0,
+        rng: np.random.Generator | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """What a language model writes: `(count, B)` int64 indices, and the state before the last of them is read.
+
+        The model takes indices (T, B) and gives logits (T, B, V) of the next ones. Each row goes on by itself.
+
+        ids : (B,), the first input of each row
+        state : as in a call
+        temperature : an index is drawn from softmax(logits / temperature); with 0 it is the most likely one
+        rng : where count times B uniform numbers are drawn from, in the order of the result; None for a new one
+
+        An [embedding,] one recurrent layer or stack and a linear layer write without Python between the characters,
+        the rows divided among the threads. `ValueError` if logits are not finite.
+
+        >>> import fastrnn as fr, numpy as np
+        >>> model = fr.Sequential(fr.Embedding(10, 4, seed=0), fr.LSTM(4, 8, seed=0), fr.Linear(8, 10, seed=0))
+        >>> ids, state = model.write([3, 7], 20, rng=np.random.default_rng(0))
+        >>> ids.shape, [s.shape for s in state[0]]
+        ((20, 2), [(1, 2, 8), (1, 2, 8)])
+        """
+        check_temperature(temperature)
+        count = check_size("count", count, least=0)
+        if not self.recurrent:
+            raise TypeError("no layer has a state: the model cannot write")
+        layers: list[Any] = [layer for layer in self.parts() if not isinstance(layer, Dropout)]
+        first = check_indices("ids", ids, layers[0].width or 0, "V")
+        if first.ndim != 1:
+            raise ValueError(f"ids has shape {first.shape}, expected (B,)")
+        uniforms = (np.random.default_rng() if rng is None else rng).random((count, len(first)))
+        if (written := self._write(layers, first, state, uniforms, float(temperature))) is not None:
+            return written
+        out = np.empty(uniforms.shape, np.int64)
+        for n, row in enumerate(uniforms):
+            logits, state = self(first[None], state)
+            out[n] = [draw(one, temperature, uniform) for one, uniform in zip(logits[0], row, strict=True)]
+            first = out[n]
+        return out, state
+
+    def _write(
+        self, layers: list[Any], ids: np.ndarray, state: Any, uniforms: np.ndarray, temperature: float
+    ) -> tuple[Any, Any] | None:
+        """By one kernel; None for models that it cannot serve."""
+        embedding = layers.pop(0) if isinstance(layers[0], Embedding) else None
+        if len(layers) != 2 or not isinstance(layers[0], Recurrent) or type(layers[1]) is not Linear:
+            return None
+        recurrent, linear = layers
+        inputs, dtype = (
+            (recurrent.input_size, recurrent.dtype) if embedding is None else (embedding.num, embedding.dtype)
+        )
+        if not uniforms.size or linear.out_features > inputs or {dtype, linear.dtype} != {recurrent.dtype}:
+            return None
+        (given,) = self._states("state", state)
+        states = recurrent._state("state", given, len(ids))
+        if states is None:
+            shape = recurrent.num_layers, len(ids), recurrent.hidden_size
+            states = tuple(np.zeros(shape, dtype) for _ in range(recurrent.states))
+        else:
+            states = tuple(s.copy() for s in states)
+        if (written := recurrent.write(embedding, linear, ids, states, uniforms, temperature)) is None:
+            return None
+        out, finite = written
+        if not finite:
+            raise ValueError("the model's output is not finite: its training has diverged")
+        return out, (states if recurrent.states > 1 else states[0],)
 
     def _handed(self, layer: Embedding, reader: Recurrent, x: Any, training: bool) -> Embedded | None:
         """The indices, if `reader` takes them as they are; None if it reads the vectors that they stand for."""
