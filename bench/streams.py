@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from .stats import spread
 
 CELLS: dict[str, Any] = {"lstm": fr.LSTM, "gru": fr.GRU, "rnn-tanh": fr.RNN}
 INNER = 300  # steps in one sample of a single stream
+SECONDS = 0.2  # of one sample of a pool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +70,7 @@ def _push(cell: str, H: int, L: int, rounds: int) -> dict[str, Any]:
     _, first = layer(np.zeros_like(blocks[0]))
     first = tuple(np.zeros_like(s) for s in first) if isinstance(first, tuple) else np.zeros_like(first)
     _same(cell, np.stack([y[0, 0] for y in call()]), np.stack(push()), push_many())
-    samples = _alternate(rounds, call, push, push_many)
+    samples = _alternate(rounds, *(partial(_each, one, 0.0) for one in (call, push, push_many)))
     overhead = spread(b - a for a, b in zip(*samples[:2], strict=True)).median
     call_us, push_us, many_us = (spread(s).median / INNER * 1e6 for s in samples)
     return {
@@ -93,7 +95,8 @@ def _pool(cell: str, H: int, streams: int, rounds: int) -> dict[str, Any]:
 
         for _ in range(3):
             _same(f"{streams} streams", np.stack(alone()), together())
-        one, all_ = _alternate(rounds, alone, together)
+        # Throughput: of so many steps in a row that what wakes up and what fills the caches is a small part.
+        one, all_ = _alternate(rounds, partial(_each, alone, SECONDS), partial(_each, together, SECONDS))
     ratio = spread(a / b for a, b in zip(one, all_, strict=True)).median
     return {
         "cell": cell, "H": H, "streams": streams, "ratio": ratio,
@@ -101,15 +104,23 @@ def _pool(cell: str, H: int, streams: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _alternate(rounds: int, *calls: Callable[[], Any]) -> list[list[float]]:
-    """Seconds of each call, round by round."""
-    samples: list[list[float]] = [[] for _ in calls]
+def _each(call: Callable[[], Any], least: float) -> float:
+    """Seconds of one call, made once, or again and again for `least` seconds."""
+    count, took, start = 0, 0.0, time.perf_counter()
+    while not count or took < least:
+        call()
+        count += 1
+        took = time.perf_counter() - start
+    return took / count
+
+
+def _alternate(rounds: int, *samples: Callable[[], float]) -> list[list[float]]:
+    """What each gives, round by round."""
+    found: list[list[float]] = [[] for _ in samples]
     for _ in range(rounds):
-        for call, seconds in zip(calls, samples, strict=True):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-    return samples
+        for sample, values in zip(samples, found, strict=True):
+            values.append(sample())
+    return found
 
 
 def _same(what: str, *arrays: np.ndarray) -> None:
