@@ -102,9 +102,9 @@ def best(row: Row) -> float | None:
     return min(found) if found else None
 
 
-def rows_table(rows: list[Row], spreads: bool = True) -> str:
-    """Our time, rate and shares; every peer's time divided by ours."""
-    peers = peers_of(rows)
+def rows_table(rows: list[Row], spreads: bool = True, plain: bool = True) -> str:
+    """Our time, rate and shares; every peer's time divided by ours, and with `plain` our own without something."""
+    peers = [peer for peer in peers_of(rows) if plain or peer not in PLAIN]
     header = ["case", "threads", OURS, "rate", "of peak", "of limit", *(f"{p} / {OURS}" for p in peers)]
     lines = []
     for row in rows:
@@ -199,7 +199,7 @@ def headline(record: dict[str, Any], rows: list[Row]) -> str:
     """What README.md shows: the headline rows on the most threads that were measured."""
     most = max((row.threads for row in rows), default=0)
     chosen = [row for row in rows if "headline" in row.case.groups and row.threads == most] or rows
-    return f"{rows_table(chosen, spreads=False)}\n{caption(record)}\n"
+    return f"{rows_table(chosen, spreads=False, plain=False)}\n{caption(record)}\n"
 
 
 def between_markers(text: str, new: str) -> str:
