@@ -59,7 +59,7 @@ from .panels import (
     tape_at,
     tiles,
 )
-from .writing import write_item
+from .writing import places, write_item
 
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
 
@@ -705,17 +705,7 @@ def gru_write(
     worker, workers, tickets, count, pieces, layers, batch, h_size, columns, temperature,
     ids, table, w, starts, h, packed, bias, logits, cumulated, uniforms, broken,
 ):  # fmt: skip
-    """A language model that writes `count` characters, for every row its own: an embedding, these layers, and a linear
-    layer. Layer 0 takes its U x + b from a table, and no layer has less than all rows.
-
-    pieces : into how many parts the rows are divided for the workers
-    batch, columns : B; of the linear layer, V
-    ids : (count + 1, B) int64: those of step 0 read, the others written
-    table : (V, 3H), U x + b for each character, read
-    w : packed weights, layer 0 without U, from starts[layer] to starts[layer + 1], read
-    h : (2, L, B, H), of [0] the initial states read; the states after character n are in [n % 2]
-    temperature, packed, bias, logits, cumulated, uniforms, broken : see write_item
-    """
+    """A language model with these layers, the reset gate after the product, writes; see writing.py."""
     panels = panels_for(w, h_size)
     y, none = stack(w, WORK), stack(w, 1)
     size = batch * h_size
@@ -723,20 +713,17 @@ def gru_write(
     for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
         row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
         for n in range(start * length, min(count, start * length + length)):
-            old, new = n % 2 * layers, (n + 1) % 2 * layers
             for layer in range(layers):
-                h0, to = h[(old + layer) * size :], h[(new + layer) * size :]
-                below, row, i_size, flags = none, n * batch, 0, INDEXED
-                if layer > 0:
-                    below, row, i_size, flags = h[(new + layer - 1) * size :], 0, h_size, 0
+                before, after, below = places(n, layer, layers, size)
+                row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
                 own = w[starts[layer] : starts[layer + 1]]
                 for panel in range(panels):
                     forward_item(
                         row0, row1, panel, row, 0, 0, 0, batch, i_size, h_size, h_size, flags,
-                        below, ids, table, own, None, h0, to, none, none, y, h0, h_size,
+                        h[below:], ids, table, own, None, h[before:], h[after:], none, none, y, h[before:], h_size,
                     )  # fmt: skip
             write_item(
-                row0, row1, n, batch, h_size, columns, temperature, h[(new + layers - 1) * size :],
+                row0, row1, n, batch, h_size, columns, temperature, h[places(n, layers - 1, layers, size)[1] :],
                 packed, bias, logits, cumulated, uniforms, broken, ids, y,
             )  # fmt: skip
 

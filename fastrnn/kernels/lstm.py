@@ -92,7 +92,7 @@ from .panels import (
     tape_at,
     tiles,
 )
-from .writing import write_item
+from .writing import places, write_item
 
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
 
@@ -1292,18 +1292,10 @@ def lstm_write(
     worker, workers, tickets, count, pieces, layers, batch, h_size, columns, temperature,
     ids, table, w, starts, peep, form, coupled, h, c, packed, bias, logits, cumulated, uniforms, broken,
 ):  # fmt: skip
-    """A language model that writes `count` characters, for every row its own: an embedding, these layers, and a linear
-    layer. Layer 0 takes its U x + b from a table, and no layer has less than all rows.
+    """A language model with these layers writes; see writing.py. Besides,
 
-    pieces : into how many parts the rows are divided for the workers
-    batch, columns : B; of the linear layer, V
-    ids : (count + 1, B) int64: those of step 0 read, the others written
-    table : (V, GH), U x + b for each character, read
-    w : packed weights, layer 0 without U, from starts[layer] to starts[layer + 1], read
     peep : packed diagonal peepholes of all layers, read, or None; form, coupled : as lstm_forward
-    h : (2, L, B, H), of [0] the initial states read; the states after character n are in [n % 2]
     c : (L, B, H), read, overwritten by the final ones
-    temperature, packed, bias, logits, cumulated, uniforms, broken : see write_item
     """
     panels = panels_for(w, h_size)
     z, none = stack(w, WORK), stack(w, 1)
@@ -1312,12 +1304,9 @@ def lstm_write(
     for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
         row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
         for n in range(start * length, min(count, start * length + length)):
-            old, new = n % 2 * layers, (n + 1) % 2 * layers
             for layer in range(layers):
-                h0, to = h[(old + layer) * size :], h[(new + layer) * size :]
-                below, row, i_size, flags = none, n * batch, 0, INDEXED
-                if layer > 0:
-                    below, row, i_size, flags = h[(new + layer - 1) * size :], 0, h_size, 0
+                before, after, below = places(n, layer, layers, size)
+                row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
                 if peep is None:  # noqa: SIM108 - of a conditional expression Numba leaves no side out
                     p = peep
                 else:
@@ -1326,10 +1315,11 @@ def lstm_write(
                 for panel in range(panels):
                     forward_item(
                         row0, row1, panel, row, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
-                        below, ids, table, own, p, None, form, coupled, h0, to, 0, h_size, state, state, none, z,
+                        h[below:], ids, table, own, p, None, form, coupled, h[before:], h[after:], 0, h_size,
+                        state, state, none, z,
                     )  # fmt: skip
             write_item(
-                row0, row1, n, batch, h_size, columns, temperature, h[(new + layers - 1) * size :],
+                row0, row1, n, batch, h_size, columns, temperature, h[places(n, layers - 1, layers, size)[1] :],
                 packed, bias, logits, cumulated, uniforms, broken, ids, z,
             )  # fmt: skip
 

@@ -43,7 +43,7 @@ from .panels import (
     steps_of_item,
     tiles,
 )
-from .writing import write_item
+from .writing import places, write_item
 
 INDEXED, DY, BY_ROWS = 1, 2, 4
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # their numbers in the kernels
@@ -367,39 +367,26 @@ def rnn_write(
     worker, workers, tickets, count, pieces, layers, batch, h_size, columns, temperature,
     ids, table, w, starts, nonlinearity, h, packed, bias, logits, cumulated, uniforms, broken,
 ):  # fmt: skip
-    """A language model that writes `count` characters, for every row its own: an embedding, these layers, and a linear
-    layer. Layer 0 takes its U x + b from a table, and no layer has less than all rows.
-
-    pieces : into how many parts the rows are divided for the workers
-    batch, columns : B; of the linear layer, V
-    ids : (count + 1, B) int64: those of step 0 read, the others written
-    table : (V, H), U x + b for each character, read
-    w : packed weights, layer 0 without U, from starts[layer] to starts[layer + 1], read
-    h : (2, L, B, H), of [0] the initial states read; the states after character n are in [n % 2]
-    temperature, packed, bias, logits, cumulated, uniforms, broken : see write_item
-    """
+    """A language model with these layers writes; see writing.py."""
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
-    z, none = stack(w, WORK), stack(w, 1)
+    z = stack(w, WORK)
     size = batch * h_size
     length = steps_of_item(1, count, batch // pieces, len(w) + len(packed))
     for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
         row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
         for n in range(start * length, min(count, start * length + length)):
-            old, new = n % 2 * layers, (n + 1) % 2 * layers
             for layer in range(layers):
-                h0, to = h[(old + layer) * size :], h[(new + layer) * size :]
-                below, row, i_size, flags = none, n * batch, 0, INDEXED
-                if layer > 0:
-                    below, row, i_size, flags = h[(new + layer - 1) * size :], 0, h_size, 0
+                before, after, below = places(n, layer, layers, size)
+                row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
                 own = w[starts[layer] : starts[layer + 1]]
                 for q in range((vectors + COLS - 1) // COLS):
                     forward_item(
                         row0, row1, q, row, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
-                        below, ids, table, own, None, h0, to, z,
+                        h[below:], ids, table, own, None, h[before:], h[after:], z,
                     )  # fmt: skip
             write_item(
-                row0, row1, n, batch, h_size, columns, temperature, h[(new + layers - 1) * size :],
+                row0, row1, n, batch, h_size, columns, temperature, h[places(n, layers - 1, layers, size)[1] :],
                 packed, bias, logits, cumulated, uniforms, broken, ids, z,
             )  # fmt: skip
 

@@ -2,8 +2,19 @@
 
     p = softmax(logits / temperature)       the character is the first whose cumulated p is above a uniform number
 
-in float64, as inverse transform sampling has it; with temperature 0 it is the most likely one. The kernels of a cell's
-steps call it: a character goes from the linear layer to the first recurrent one without Python between them.
+in float64, as inverse transform sampling has it; with temperature 0 it is the most likely one. The cells' kernels that
+write call it: a character goes from the linear layer to the first recurrent one without Python between them. They take
+
+    count       characters, for every row its own
+    pieces      into how many parts the rows are divided for the workers
+    layers, batch, h_size, columns      L, B, H; of the linear layer, V
+    ids         (count + 1, B) int64: those of step 0 read, the others written
+    table       (V, GH), U x + b for each character, read: layer 0 looks its input up
+    w, starts   packed weights of all layers, layer 0 without U, from starts[layer] to starts[layer + 1], read
+    h           (2, L, B, H), of [0] the initial states read; the states after n characters are in [n % 2], the others
+                overwritten
+
+and what `write_item` takes.
 """
 
 import math
@@ -11,6 +22,15 @@ import math
 from .._jit import device, part
 from ..simd.vector import lanes_of
 from .matmul import product_item
+
+
+@device
+def places(n, layer, layers, size):
+    """Where the states of a layer begin in h, (2, L, size), when character n is read: before it, after it, and after it
+    those of the layer below, if there is one.
+    """
+    new = (n + 1) % 2 * layers
+    return (n % 2 * layers + layer) * size, (new + layer) * size, (new + max(0, layer - 1)) * size
 
 
 @part
