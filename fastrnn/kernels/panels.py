@@ -90,6 +90,7 @@ def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n
     Row after row over the whole sum was 10 % slower where a panel of `b` does not fit there.
     """
     blocks = (rows + ROWS - 1) // ROWS  # as equal as possible: 16 rows are 5 + 5 + 6, not 6 + 6 + 4
+    # One row alone: whether its lines are fetched ahead, see simd/tile.py.
     one = 0 if len(b) <= NEAR // VECTOR_BYTES * lanes_of(b) else 1
     if n_seg > 1:
         several = max(1, DEPTH // seg)

@@ -28,7 +28,7 @@ from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from .target import COLS, ROWS
-from .vector import _FLOATS, _SUFFIX, I32, I64, _call, _splat, lanes
+from .vector import _FLOATS, _SUFFIX, I64, Index, Pointer, _splat, lanes, prefetch
 
 AHEAD = 4  # lines of b
 
@@ -87,9 +87,9 @@ def _emit(module: ir.Module, dtype: np.dtype, rows: int, cols: int) -> ir.Functi
     for phi, v in [(k, ir.Constant(I64, 0)), (a_k, a_seg), (b_k, b_seg), *zip(acc, acc_outer, strict=True)]:
         phi.add_incoming(v, outer)
     right = [bld.load(p, align=size) for p in lines(bld, b_k, ir.Constant(I64, 0))]
-    for p in lines(bld, b_k, bld.mul(b_stride, ir.Constant(I64, AHEAD))) if ahead else ():
-        byte = bld.bitcast(p, ir.IntType(8).as_pointer())
-        _call(bld, "llvm.prefetch.p0", ir.VoidType(), [byte, *(ir.Constant(I32, k) for k in (0, 3, 1))])
+    if ahead:
+        for j in range(cols):
+            prefetch(Pointer(bld, b_k, dtype), Index(bld, b_stride) * AHEAD + j * n, write=False)
     new = []
     for r in range(rows):
         x = _splat(bld, bld.load(bld.gep(a_k, [left_of[r]]), align=size), n)
