@@ -133,7 +133,7 @@ class _Writable:
 def check_indices(name: str, ids: Any, bound: int, what: str) -> np.ndarray:
     """`ids` as contiguous int64, each 0 <= id < bound."""
     one = type(ids) is np.ndarray and ids.size == 1 and ids.dtype is INDEX and ids.flags.aligned
-    if one and 0 <= ids.item() < bound:  # a step of a stream: the rest takes 3 us
+    if one and 0 <= ids.item() < bound:  # a step of a stream has no time for the rest
         return ids
     ids = as_array(name, ids)
     if ids.dtype.kind not in "iu":

@@ -36,7 +36,7 @@ LINE = 8  # int64 values in a cache line: counters of different workers never sh
 CALLER = 1  # where the tickets say that the caller has come
 UNTIL = 2  # until when it stays, on Python's monotonic clock in ns; 0: to the end
 AWAY = 3  # 1 once it has left before the end
-LOOKS = 2048  # at the clock in one phase, about; a look takes 25 ns
+LOOKS = 2048  # at the clock in one phase, about
 OVER = 1 << 62  # more than any count of items
 SPINS = 64  # pauses before the processor is given away; about 2 us
 
