@@ -6,13 +6,17 @@ import random
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import JIT, TEXTS, Problem, mixed_lengths, run_python
+from test_signals import Gate
 
 import fastrnn as fr
 from fastrnn import threads
+from fastrnn.models.charlm import CharLM, checkpoint_path
+from fastrnn.training import Interrupted
 
 SIZES = {"T": 6, "B": 9, "I": 5, "H": 40, "lengths": mixed_lengths(6, 9), "bidirectional": True}
 
@@ -51,13 +55,19 @@ def results(problem, layer):
     return [a.copy() for a in (*found, logits[0], *map(np.asarray, logits[1]))]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("cell", TEXTS)
-def test_whoever_leaves_after_any_item_comes_back_to_the_same_bits(cell, workers, hurried, set_num_threads):
+def begun(cell, workers, set_num_threads):
+    """A problem, its layer on so many threads, and its results on one."""
     problem = Problem(cell=cell, **SIZES)
     layer = problem.layer()
     wanted = results(problem, layer)
     set_num_threads(workers)
+    return problem, layer, wanted
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("cell", TEXTS)
+def test_whoever_leaves_after_any_item_comes_back_to_the_same_bits(cell, workers, hurried, set_num_threads):
+    problem, layer, wanted = begun(cell, workers, set_num_threads)
     state = hurried(patient=True)
     results(problem, layer)
     launches = state["begun"]
@@ -71,10 +81,7 @@ def test_whoever_leaves_after_any_item_comes_back_to_the_same_bits(cell, workers
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("cell", ["lstm_peephole", "gru", "rnn_tanh"])
 def test_an_interrupted_call_leaves_nobody_at_work(cell, workers, hurried, set_num_threads):
-    problem = Problem(cell=cell, **SIZES)
-    layer = problem.layer()
-    wanted = results(problem, layer)
-    set_num_threads(workers)
+    problem, layer, wanted = begun(cell, workers, set_num_threads)
     state = hurried(patient=True)
     results(problem, layer)
     for after in range(2, state["begun"], 3):
@@ -108,13 +115,19 @@ def test_a_second_signal_finds_helpers_gone(monkeypatch):
     assert len(slept) == 4
 
 
-def test_many_steps_of_few_units_are_cut(monkeypatch):
-    """By rows a worker takes whole sequences, but not of any length."""
-    T = 400_000 if JIT else 3
+@pytest.mark.skipif(
+    not JIT, reason="without JIT Python looks for signals all the time, and so many steps take too long"
+)
+def test_many_steps_of_few_units_are_cut(hurried, set_num_threads):
+    """By rows a worker takes whole sequences, but not of any length: the caller can leave in between."""
+    T = 400_000
+    set_num_threads(1)
     x = np.random.default_rng(0).standard_normal((T, 2, 1)).astype(np.float32)
     for cell in fr.LSTM, fr.GRU, fr.RNN:
         layer = cell(1, 2, seed=1)
+        state = hurried()
         y, _ = layer(x)
+        assert state["begun"] >= 3
         head, state = layer(x[: T // 3])
         tail, _ = layer(x[T // 3 :], state)
         np.testing.assert_array_equal(y, np.concatenate([head, tail]))
@@ -184,4 +197,42 @@ def test_interrupts_of_long_calls(effort, reliability):
         ms_from_the_signal_to_the_exception_at_most=round(1000 * max(found["waits"])),
         ms_as_a_rule=round(1000 * float(np.median(found["waits"]))),
         ms_that_the_longest_call_takes=round(1000 * max(found["took"])),
+    )  # fmt: skip
+
+
+# A layer that takes a tenth of a second and more of each step, forward and backward, and files that are soon written.
+LARGE = {"hidden_size": 512, "num_layers": 1, "embedding_size": 8, "seed": 1}
+LONG_STEPS = {"batch_size": 64, "seq_length": 600, "epochs": 50, "validation": 0.0, "progress": False}
+
+
+def interrupt_training(folder, count):
+    """In a process of its own: Ctrl-C and SIGTERM at random moments of a training whose kernels take long."""
+    rng, path, gate, waits = random.Random(2), Path(folder) / "m.npz", Gate(), []
+    text = "".join(random.Random(1).choices("abcdefgh \n", k=64 * 600 * 3 + 1))
+    CharLM(**LARGE).fit(text[: 64 * 40 * 3], **{**LONG_STEPS, "seq_length": 40, "epochs": 1})  # compiles
+    gate.watch()
+    while len(waits) < count:
+        signum, sent = rng.choice([signal.SIGINT, signal.SIGTERM]), []
+        sender = threading.Thread(target=gate.send, args=(0.2 + rng.random(), signum, sent))
+        sender.start()
+        with pytest.raises(Interrupted) as interrupted:
+            CharLM(**LARGE).fit(text, checkpoint=path, resume=path.exists(), **LONG_STEPS)
+        waits.append(time.perf_counter() - sent[0])
+        assert interrupted.value.signum == signum
+        sender.join()
+        CharLM.load(checkpoint_path(path)).sample(1, seed=0)
+    print(json.dumps(waits))
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT Python looks for signals all the time")
+def test_signals_in_long_steps_of_training(tmp_path, effort, reliability):
+    count = effort(2, 50)
+    code = f"import test_long_calls; test_long_calls.interrupt_training({str(tmp_path)!r}, {count})"
+    waits = json.loads(run_python(code, timeout=3600))
+    assert len(waits) == count
+    if count == 50:
+        assert max(waits) < 1
+    reliability(
+        interruptions=count, ms_to_the_checkpoint_on_the_disk_at_most=round(1000 * max(waits)),
+        ms_as_a_rule=round(1000 * float(np.median(waits))),
     )  # fmt: skip
