@@ -62,7 +62,15 @@ def _bars(
     axes: Any, rows: list[Row], labels: list[str], value: Callable[[Row, str], float | None], start: float
 ) -> None:
     """For every row a bar of each label, from `start`."""
-    colours = {OURS: "C3", "torch": "C0", "onnxruntime": "C1", "openvino": "C2", "jax": "C4", "numpy": "C7"}
+    colours = {
+        OURS: "C3",
+        "torch": "C0",
+        "onnxruntime": "C1",
+        "openvino": "C2",
+        "jax": "C4",
+        "numpy": "C7",
+        "onednn": "C9",
+    }
     height = 0.8 / max(1, len(labels))
     for n, label in enumerate(labels):
         found = [(k, v) for k, row in enumerate(rows) if (v := value(row, label)) is not None]

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from . import picture, startup, table
+from .cases import CELLS
 from .contest import OURS, PLAIN, Row
+from .peers import YARDSTICKS
 from .stats import geometric_mean
 
 HERE = Path(__file__).parent
@@ -97,7 +99,7 @@ def peers_of(rows: list[Row]) -> list[str]:
 
 def best(row: Row) -> float | None:
     """The fastest peer's median ratio: what a user gains over the best that there is otherwise."""
-    ratios = (row.speedup(p) for p in table.peers(list(row.outcomes)) if p not in PLAIN)
+    ratios = (row.speedup(p) for p in table.peers(list(row.outcomes)) if p not in (*PLAIN, *YARDSTICKS))
     found = [r.median for r in ratios if r is not None]
     return min(found) if found else None
 
@@ -119,6 +121,20 @@ def rows_table(rows: list[Row], spreads: bool = True, plain: bool = True) -> str
                 cells.append(table.speedup(ratio) if spreads else table.times(ratio.median))
         lines.append(cells)
     return markdown(header, lines)
+
+
+def beside(yardstick: str, rows: list[Row]) -> str:
+    """Geometric means of a yardstick's ratios, by cell: inference, training, both."""
+    lines = []
+    for cell in CELLS:
+        own = [row for row in rows if row.case.cell == cell and row.speedup(yardstick) is not None]
+        cells = []
+        for kinds in (("infer", "step"), ("train",), ("infer", "step", "train")):
+            ratios = [found.median for row in own if row.case.kind in kinds and (found := row.speedup(yardstick))]
+            cells.append(f"{table.times(geometric_mean(ratios))} ({len(ratios)} rows)" if ratios else "")
+        if own:
+            lines.append([cell, *cells])
+    return markdown(["cell", "inference", "training", "both"], lines) if lines else ""
 
 
 def _status(row: Row, label: str) -> str:
@@ -162,6 +178,9 @@ def results(record: dict[str, Any], rows: list[Row], pictures: list[str], learne
         chosen = [row for row in rows if row.case.kind == kind]
         if chosen:
             parts += [f"## {title}\n", rows_table(chosen), means(chosen)]
+    for yardstick in YARDSTICKS:
+        if said := beside(yardstick, rows):
+            parts += [f"## Beside {yardstick}\n", f"Its time divided by {OURS}'s, geometric means.\n", said]
     if record["startup"]:
         measures = [startup.Measure(**one) for one in record["startup"]]
         parts += ["## Start\n", "Seconds from a process's start to the result.\n"]

@@ -153,9 +153,9 @@ def main() -> None:
     answers = own_standard_output()
     try:
         module = module_of(library)
-        module.start(int(threads))
+        further = module.start(int(threads)) or {}
         commands = Library(module)
-        hello = {"versions": {name: version_of(name) for name in module.VERSIONS}}
+        hello = {"versions": {name: version_of(name) for name in module.VERSIONS} | further}
     except ImportError as error:
         serve(sys.stdin, answers, {}, {"missing": str(error)})
         return

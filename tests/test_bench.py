@@ -3,6 +3,7 @@ not timed, a peer that is not there is named, and the report says what the recor
 """
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -21,6 +22,8 @@ CELLS = {
     "gru": "gru",
 }
 PEERS = {"numpy": "numpy", "fastrnn": "fastrnn", "torch": "torch", "onnxruntime": "onnx"}  # and what else they need
+
+PASSES = ("infer", "step", "train")
 
 
 @pytest.fixture
@@ -117,6 +120,30 @@ def test_libraries(bench, library):
     cases = bench("cases")
     assert taken >= {(cell, D, lengths) for cell in cases.FUSED for D in (1, 2) for lengths in (False, True)}
     assert taken >= {(cell, 1, False) for cell in cases.CELLS}
+
+
+def test_onednn(bench, monkeypatch):
+    """The same of oneDNN, in all of its cells and passes, with an error planted in each."""
+    onednn, verify = bench("peers.with_onednn"), bench("verify")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # `start` sets it; here it is set back
+    try:
+        onednn.start(1)
+    except ImportError as error:
+        pytest.skip(f'no comparison with oneDNN: {error} (pip install "fastrnn[peers]")')
+    cases, problem = bench("cases"), bench("problem")
+    for cell, kind, (L, D, I) in itertools.product(cases.CELLS, PASSES, [(1, 1, 7), (1, 2, 7), (2, 1, 9)]):  # noqa: E741
+        case = cases.Case(kind, cell, T=1 if kind == "step" else 5, B=8, I=I, H=9, L=L, D=D)
+        wanted = verify.expected(case)
+        for planted in (False, True):
+            problem.plant = planted
+            try:
+                found = onednn.make(case).results()
+            finally:
+                problem.plant = False
+            assert bool(verify.wrong(case, verify.errors(case, found, wanted))) == planted, case.name
+    for kind, options in (("infer", {"shortest": 2}), ("infer", {"dtype": "float64"}), ("charlm", {"V": 5})):
+        with pytest.raises(bench("job").Unsupported):
+            onednn.make(cases.Case(kind, "lstm", T=5, B=3, I=7, H=9, **options))
 
 
 # --- its table ----------------------------------------------------------------------------------------------
