@@ -98,14 +98,23 @@ class Row:
         done, peak = self.flops(label), self.rate("peak")
         return done / peak if done and peak else None
 
+    def _limits(self) -> tuple[float, float] | None:
+        """Seconds that the multiply-adds take, and reading the weights from the cache level where they fit."""
+        peak, bandwidth = self.rate("peak"), self.rate("bandwidth")
+        return (work.flops(self.case) / peak, work.traffic(self.case) / bandwidth) if peak and bandwidth else None
+
     def share_of_limit(self, label: str = OURS) -> tuple[float, str] | None:
-        """Of what binds: multiply-adds, or reading the weights from the cache level where they fit."""
-        found, peak, bandwidth = self.seconds(label), self.rate("peak"), self.rate("bandwidth")
-        if not found or not peak or not bandwidth:
+        """Of what binds: multiply-adds, or reading the weights."""
+        found, limits = self.seconds(label), self._limits()
+        if not found or not limits:
             return None
-        limits = (work.flops(self.case) / peak, "compute"), (work.traffic(self.case) / bandwidth, "bandwidth")
-        seconds, name = max(limits)
+        seconds, name = max(zip(limits, ("compute", "bandwidth")))
         return seconds / found.median, name
+
+    def intensity(self) -> float | None:
+        """Work per byte that is read; 1 where multiply-adds and reading would take equally long."""
+        limits = self._limits()
+        return limits[0] / limits[1] if limits else None
 
     def refused(self) -> list[str]:
         """Contenders whose results are wrong, or that failed."""

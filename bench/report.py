@@ -173,7 +173,8 @@ def results(record: dict[str, Any], rows: list[Row], pictures: list[str], learne
     """RESULTS.md."""
     parts = ["# Results\n", "Made by `python -m bench.report`; how to read it: [README.md](README.md).\n"]
     parts += [caption(record) + "\n"]
-    parts += [f"![speed-ups and shares of the machine's peak]({name})\n" for name in pictures if name.endswith("svg")]
+    what = "every library under the machine's roofline", "speed-ups and shares of the machine's peak"
+    parts += [f"![{what['roofline' not in n]}]({n})\n" for n in pictures if n.endswith("svg")]
     for kind, title in SECTIONS.items():
         chosen = [row for row in rows if row.case.kind == kind]
         if chosen:
