@@ -13,6 +13,7 @@ contest     one case: verify everybody, then time everybody, in turns
 stats, work medians and quartiles of ratios; the multiply-adds and bytes of a case
 startup     import times and first results, each in a fresh process
 memory      what a training pass holds, likewise
+neighbour   calls alone and beside a process that keeps one processor busy, which is `spinner`
 installed   what a library takes on the disk, with all that it needs
 learn       one model trained on a text by two libraries; `learner` is the process of one
 report      tables and pictures from a run's JSON file

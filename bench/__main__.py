@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from . import installed, memory, startup, table
+from . import installed, memory, neighbour, startup, table
 from .cases import APART, Case, groups, select
 from .contest import Contest, Row
 from .machine.about import describe
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m bench") -> in
         "startup": [],
         "installed": {},
         "memory": [],
+        "neighbour": [],
     }
     seconds = args.seconds or (QUICK if args.quick else FULL)
     wrong = False
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None, name: str = "python -m bench") -> in
             contest = Contest(args.libraries, threads, seconds, Path(folder), args.plant)
             try:
                 wrong |= _contest(contest, cases, record, args)
+                if threads == max(_threads(args)):
+                    wrong |= _neighbours(contest, [case for case in cases if case.kind == "neighbour"], record, args)
             except KeyboardInterrupt:
                 print(f"{name}: interrupted; what was measured so far is kept", file=sys.stderr)
                 return 130
@@ -94,6 +97,20 @@ def _contest(contest: Contest, cases: list[Case], record: dict[str, Any], args: 
         row: Row = contest.run(case)
         print(table.line(row, labels))
         record["rows"].append(row.as_json())
+        _write(args.json, record)
+        wrong |= bool(row.refused())
+    return wrong
+
+
+def _neighbours(contest: Contest, cases: list[Case], record: dict[str, Any], args: argparse.Namespace) -> bool:
+    """Cases beside a busy process. Whether anybody was refused or failed."""
+    wrong = False
+    for case in cases:
+        row = neighbour.measure(contest, case)
+        print(f"\n{case.name}: time of a call alone, beside a process that keeps one processor busy, and")
+        print("the second divided by the first, median [quartiles] of the rounds\n")
+        print(table.beside(row), end="")
+        record["neighbour"].append(row.as_json())
         _write(args.json, record)
         wrong |= bool(row.refused())
     return wrong

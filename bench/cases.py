@@ -6,7 +6,7 @@ Letters: T time steps, B sequences in the batch, I input size, H hidden size, L 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -36,16 +36,18 @@ CELLS = {
     "gru": Cell(3),
 }
 
-#: infer    a sequence from the zero state, nothing kept train    gradients zeroed, forward, backward to the
-#: inputs and all weights; weights count as changed before it step     one time step with the state carried
-#: from the last charlm   a language model's whole training step: embedding, layers, linear, loss, backward,
-#: clip, Adam minchar  the same as min-char-rnn has it: one-hot, RNN, Adagrad, clip by value, batch of one
-#: generate a language model writes T characters, each the most likely one, and reads it next
-#: startup  a fresh process: imports, first results with a cold and a warm cache
-#: memory   a fresh process: what a training pass holds at the most
-KINDS = ("infer", "train", "step", "charlm", "minchar", "generate", "startup", "memory")
-#: In processes of their own, after everything else.
-APART = ("startup", "memory")
+#: infer      a sequence from the zero state, nothing kept
+#: train      gradients zeroed, forward, backward to the inputs and all weights; weights count as changed before it
+#: step       one time step with the state carried from the last
+#: charlm     a language model's whole training step: embedding, layers, linear, loss, backward, clip, Adam
+#: minchar    the same as min-char-rnn has it: one-hot, RNN, Adagrad, clip by value, batch of one
+#: generate   a language model writes T characters, each the most likely one, and reads it next
+#: startup    a fresh process: imports, first results with a cold and a warm cache
+#: memory     a fresh process: what a training pass holds at the most
+#: neighbour  a call of another kind, alone and beside a process that keeps one processor busy
+KINDS = ("infer", "train", "step", "charlm", "minchar", "generate", "startup", "memory", "neighbour")
+#: Measured after everything else, in ways of their own; none of them is a row of the table.
+APART = ("startup", "memory", "neighbour")
 
 #: Groups that are not measured unless they are named.
 HIDDEN = "tiny"
@@ -67,9 +69,20 @@ class Case:
     groups: tuple[str, ...] = ()
     D: int = 1
     shortest: int = 0  # if not 0, the rows' lengths are uniform in shortest .. T (problem.py)
+    call: str = ""  # of a `neighbour` case: the kind of the call
+
+    @property
+    def called(self) -> Case:
+        """The case that a `neighbour` case is about; others are about themselves."""
+        return replace(self, kind=self.call, call="") if self.call else self
 
     @property
     def name(self) -> str:
+        name = f"{self.kind}-{self.called._name}" if self.call else self._name
+        return f"{HIDDEN}-{name}" if HIDDEN in self.groups else name
+
+    @property
+    def _name(self) -> str:
         if self.kind in ("minchar", "startup"):
             name = self.kind
         elif self.kind == "charlm":
@@ -83,8 +96,7 @@ class Case:
             name += f"-{self.L}layers" if self.L > 1 else ""
             name += "-bidirectional" if self.D > 1 else ""
             name += f"-lengths{self.shortest}" if self.shortest else ""
-        name += f"-{self.dtype}" if self.dtype != "float32" else ""
-        return f"{HIDDEN}-{name}" if HIDDEN in self.groups else name
+        return name + (f"-{self.dtype}" if self.dtype != "float32" else "")
 
     @property
     def model(self) -> bool:
@@ -113,6 +125,11 @@ LENGTHS, SHORTEST = [(100, 32, 128, 256)], 10
 # Both directions, and lengths: cells of which PyTorch has fused ones too.
 FUSED = ("rnn-tanh", "lstm", "gru")
 MODELS = [(1, 128), (2, 128), (2, 256), (3, 512)]  # L, H
+# Beside a busy process: the kind of the call, T, B, I, H, L, V.
+NEIGHBOURS = [
+    ("infer", 100, 32, 128, 256, 1, 0), ("train", 100, 32, 128, 256, 1, 0), ("step", 1, 1, 256, 256, 1, 0),
+    ("charlm", 50, 50, 64, 128, 2, 65),
+]  # fmt: skip
 
 # What `--quick` runs (a little over two minutes), and what `pytest bench/` does: fastrnn alone, in seconds.
 QUICK = {
@@ -185,6 +202,8 @@ def _table() -> Iterator[Case]:
     yield Case("startup", "lstm", 10, 4, 64, 128, groups=("startup",))
     for T, B, I, H in MAIN:  # noqa: E741
         yield Case("memory", "lstm", T, B, I, H, groups=("memory",))
+    for kind, T, B, I, H, L, V in NEIGHBOURS:  # noqa: E741
+        yield Case("neighbour", "lstm", T, B, I, H, L, V, groups=("neighbour",), call=kind)
     for cell in CELLS:
         yield Case("infer", cell, 4, 3, 5, 7, 2, groups=(HIDDEN,))
         yield Case("train", cell, 4, 3, 5, 7, groups=(HIDDEN,))
@@ -200,6 +219,7 @@ def _table() -> Iterator[Case]:
     yield Case("minchar", "rnn-tanh", 5, 1, 0, 9, 1, 11, groups=(HIDDEN,))
     yield Case("startup", "lstm", 2, 1, 3, 4, groups=(HIDDEN,))
     yield Case("memory", "lstm", 2, 1, 3, 4, groups=(HIDDEN,))
+    yield Case("neighbour", "lstm", 4, 3, 5, 7, groups=(HIDDEN,), call="train")
 
 
 def _with_groups(case: Case) -> Case:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .machine.bandwidth import MEMORY
 from .problem import Problem
 from .quiet import settle
 from .stats import Samples, Spread, ratio, spread, taken
+from .worker import SAMPLE
 
 OURS = "fastrnn"
 MACHINE = ("peak", "bandwidth")
@@ -57,6 +58,10 @@ class Outcome:
     first: float = 0.0  # seconds of the first call
     number: int = 0  # calls in one sample
     seconds: list[float | None] = field(default_factory=list)  # per call, one for each round
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it; JSON knows no NaN."""
+        return {**asdict(self), "errors": {n: e if math.isfinite(e) else None for n, e in self.errors.items()}}
 
 
 @dataclass
@@ -122,11 +127,9 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """All of it, and what is derived from it for readers without this class."""
-        row = asdict(self)
-        for outcome in row["outcomes"].values():  # JSON knows no NaN
-            outcome["errors"] = {n: e if math.isfinite(e) else None for n, e in outcome["errors"].items()}
         return {
-            **row,
+            **asdict(self),
+            "outcomes": {label: outcome.as_json() for label, outcome in self.outcomes.items()},
             "name": self.case.name,
             "flops": work.flops(self.case),
             "traffic": work.traffic(self.case),
@@ -151,7 +154,7 @@ class Contest:
     """The workers of one number of threads, and the cases that they compete in."""
 
     def __init__(self, libraries: list[str], threads: int, seconds: float, folder: Path, plant: str = "") -> None:
-        self.threads, self._seconds, self._folder = threads, seconds, folder
+        self.threads, self.seconds, self._folder = threads, seconds, folder
         self._plant = plant
         wanted = [*libraries, *(PLAIN if OURS in libraries else ()), *MACHINE]
         self._workers = {label: self._start(label) for label in wanted}
@@ -180,17 +183,26 @@ class Contest:
 
     def run(self, case: Case) -> Row:
         """Verifies and times one case."""
+        outcomes = self.enter(case, self._workers)
+        row = Row(case, self.threads, outcomes)
+        self._race(row, [label for label, o in outcomes.items() if o.status == "timed"])
+        return row
+
+    def enter(self, case: Case, labels: Iterable[str], sample: float = SAMPLE) -> dict[str, Outcome]:
+        """Contenders made ready for a case, as far as they take part: verified, and tuned to samples of so many
+        seconds.
+        """
         wanted = verify.expected(case)
         settle()
-        outcomes = {
-            label: self._enter(label, own, wanted if own is case else verify.expected(own))
-            for label in self._workers
+        return {
+            label: self._enter(label, own, wanted if own is case else verify.expected(own), sample)
+            for label in labels
             if (own := _case_for(label, case)) is not None
         }
-        row = Row(case, self.threads, outcomes)
-        racing = {label: self._workers[label] for label, o in outcomes.items() if o.status == "timed"}
-        self._race(row, racing)
-        return row
+
+    def time(self, label: str) -> float:
+        """One sample of one contender, in seconds per call. `WorkerError` if it fails."""
+        return self._workers[label].ask("time")["seconds"]
 
     def limits(self) -> dict[str, float | None]:
         """What this machine can do on these threads: operations and, from memory, bytes in a second."""
@@ -204,7 +216,7 @@ class Contest:
         worker.ask("tune", ways=[""])
         return amount / spread(worker.ask("time")["seconds"] for _ in range(rounds)).median
 
-    def _enter(self, label: str, case: Case, wanted: dict[str, np.ndarray]) -> Outcome:
+    def _enter(self, label: str, case: Case, wanted: dict[str, np.ndarray], sample: float) -> Outcome:
         """A contender made ready: verified, unless it is the machine, and tuned. Or why it does not take
         part.
         """
@@ -220,7 +232,7 @@ class Contest:
             outcome.how, outcome.work = answer["how"], answer["work"]
             ways = answer["ways"] if label in MACHINE else self._verified(worker, case, answer["ways"], wanted, outcome)
             if ways:
-                tuned = worker.ask("tune", ways=ways)
+                tuned = worker.ask("tune", ways=ways, sample=sample)
                 outcome.way, outcome.number = tuned["way"], tuned["number"]
                 outcome.seconds = [tuned["seconds"]]  # an estimate, until the race
         except WorkerError as error:
@@ -243,19 +255,18 @@ class Contest:
                 return []
         return ways
 
-    def _race(self, row: Row, racing: dict[str, Worker]) -> None:
+    def _race(self, row: Row, labels: list[str]) -> None:
         """Rounds in which each has one turn, the order moved on by one from round to round."""
         each = {}
-        for label in racing:
+        for label in labels:
             outcome = row.outcomes[label]
             each[label] = outcome.number * taken(outcome.seconds)[0]
             outcome.seconds = []
-        part = self._seconds / max(1, len(racing))
+        part = self.seconds / max(1, len(labels))
         slow = {label for label, seconds in each.items() if seconds * LEAST > part and label not in (OURS, *MACHINE)}
         quick = sum(seconds for label, seconds in each.items() if label not in slow)
-        rounds = round(min(MOST, max(LEAST, self._seconds / quick))) if quick else 0
-        clock, used = time.perf_counter(), self._cpu()
-        labels = list(racing)
+        rounds = round(min(MOST, max(LEAST, self.seconds / quick))) if quick else 0
+        clock, used = time.perf_counter(), self.cpu()
         for turn in range(rounds):
             for label in labels[turn % len(labels) :] + labels[: turn % len(labels)]:
                 outcome = row.outcomes[label]
@@ -265,18 +276,18 @@ class Contest:
                     outcome.seconds.append(None)
                     continue
                 try:
-                    outcome.seconds.append(racing[label].ask("time")["seconds"])
+                    outcome.seconds.append(self.time(label))
                 except WorkerError as error:
                     outcome.status, outcome.reason = "failed", str(error)
-        row.others = self._others(clock, used)
+        row.others = self.others(clock, used)
 
-    def _cpu(self) -> tuple[float | None, float]:
-        """Processor time used so far: by everybody, by the benchmark."""
-        return cpu_seconds(), sum(w.cpu for w in self._workers.values()) + time.process_time()
+    def cpu(self, *more: Worker) -> tuple[float | None, float]:
+        """Processor time used so far: by everybody, by the benchmark, to which `more` belong."""
+        return cpu_seconds(), sum(w.cpu for w in (*self._workers.values(), *more)) + time.process_time()
 
-    def _others(self, clock: float, used: tuple[float | None, float]) -> float | None:
-        """The share of all processors that others have used since then."""
-        everybody, ours = self._cpu()
+    def others(self, clock: float, used: tuple[float | None, float], *more: Worker) -> float | None:
+        """The share of all processors that others have used since then, when `clock` was the time."""
+        everybody, ours = self.cpu(*more)
         if everybody is None or used[0] is None:
             return None
         elapsed = (time.perf_counter() - clock) * (os.cpu_count() or 1)

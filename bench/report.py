@@ -15,6 +15,7 @@ from typing import Any
 from . import picture, startup, table
 from .cases import CELLS
 from .contest import OURS, PLAIN, Row
+from .neighbour import Beside
 from .peers import YARDSTICKS
 from .stats import geometric_mean
 
@@ -137,6 +138,20 @@ def beside(yardstick: str, rows: list[Row]) -> str:
     return markdown(["cell", "inference", "training", "both"], lines) if lines else ""
 
 
+def neighbours_table(rows: list[Beside]) -> str:
+    """A line for every case and library, alone and beside a busy process."""
+    lines = []
+    for row in rows:
+        for label, outcome in row.outcomes.items():
+            if found := row.found(label):
+                alone, beside, slowdown = found
+                cells = [table.seconds(alone.median), table.seconds(beside.median), table.speedup(slowdown)]
+                lines.append([row.case.name, label, *cells])
+            elif outcome.status != "unsupported":
+                lines.append([row.case.name, label, "", "", outcome.status])
+    return markdown(["case", "library", "alone", "beside", "slow-down"], lines)
+
+
 def _status(row: Row, label: str) -> str:
     outcome = row.outcomes.get(label)
     return "" if outcome is None or outcome.status in ("unsupported", "timed") else outcome.status
@@ -155,7 +170,7 @@ def means(rows: list[Row]) -> str:
     )
 
 
-def notes(rows: list[Row]) -> str:
+def notes(rows: Sequence[Row]) -> str:
     """Who was refused or failed, and what was disturbed: it is part of the result."""
     said = []
     for row in rows:
@@ -196,9 +211,14 @@ def results(record: dict[str, Any], rows: list[Row], pictures: list[str], learne
         parts += ["layer and its inputs, once they were made.\n"]
         lines = [[m["case"], m["library"], table.size(m["peak"]), table.size(m["beyond"])] for m in record["memory"]]
         parts += [markdown(["case", "library", "whole process", "beyond"], lines)]
+    besides = [Beside.from_json(row) for row in record.get("neighbour", [])]
+    if besides:
+        parts += ["## Beside a busy process\n", "Alone, and while another process keeps one processor busy; threads: "]
+        parts[-1] += ", ".join(map(str, dict.fromkeys(row.threads for row in besides))) + ".\n"
+        parts += [neighbours_table(besides)]
     if learned is not None:
         parts += ["## Learning\n", learning(learned)]
-    if said := notes(rows):
+    if said := notes([*rows, *besides]):
         parts += ["## Notes\n", said]
     return "\n".join(part for part in parts if part)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .contest import MACHINE, OURS, PLAIN, Row
+from .neighbour import Beside
 from .stats import Spread
 from .work import characters
 
@@ -88,8 +89,22 @@ def line(row: Row, labels: list[str]) -> str:
         if outcome is not None and outcome.status == "timed":
             said = speedup(row.speedup(label)) or "timed"
         text += f"{'-' if said in ('', 'unsupported') else said:>{PEER}}"
-    for label in row.refused():
-        text += f"\n    {label} {row.outcomes[label].status}: {row.outcomes[label].reason}"
+    return f"{text}\n{troubles(row)}".rstrip("\n")
+
+
+def beside(row: Beside) -> str:
+    """Lines of a case that was timed alone and beside a busy process."""
+    text = ""
+    for label in row.outcomes:
+        if found := row.found(label):
+            alone, busy, slowdown = found
+            text += f"{label:{NAME}}{seconds(alone.median):>10}{seconds(busy.median):>10}{speedup(slowdown):>{PEER}}\n"
+    return text + troubles(row)
+
+
+def troubles(row: Row) -> str:
+    """Lines on who was refused or failed, and on what was disturbed."""
+    lines = [f"    {label} {row.outcomes[label].status}: {row.outcomes[label].reason}\n" for label in row.refused()]
     if row.others is not None and row.others > 0.05:
-        text += f"\n    others used {share(row.others)} of the processors meanwhile"
-    return text
+        lines.append(f"    others used {share(row.others)} of the processors meanwhile\n")
+    return "".join(lines)

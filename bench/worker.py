@@ -6,6 +6,7 @@ It reads one JSON request a line on standard input and answers with one JSON lin
     {"do": "prepare", "case": {...}}  -> {"how", "ways", "work"}
     {"do": "check", "way", "path"}    -> {"first": seconds of the first call}; results in the .npz file `path`
     {"do": "tune", "ways": [...]}     -> {"way": the fastest, "number": calls in a sample, "seconds": of one}
+                                         "sample": how many seconds a sample is to take at the least
     {"do": "time"}                    -> {"seconds": per call}
     {"do": "memory", "way"}           -> {"before", "peak"}: bytes held before three calls, and the most there ever were
 
@@ -67,14 +68,14 @@ class Library:
             np.savez(path, **self.job.results())  # type: ignore[arg-type]
         return {"first": first}
 
-    def tune(self, ways: list[str]) -> Answer:
+    def tune(self, ways: list[str], sample: float = SAMPLE) -> Answer:
         took: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(3 if len(ways) > 1 else 1):
             for way, seconds in took.items():
                 self.job.use(way)
                 self._sample(1)  # what a way does only once, it has done
                 number = 1
-                while (each := self._sample(number)) * number < SAMPLE:
+                while (each := self._sample(number)) * number < sample:
                     number *= 2
                 seconds.append(each)
         best = min(ways, key=lambda way: statistics.median(took[way]))
@@ -82,7 +83,7 @@ class Library:
         if best != ways[-1]:
             self.job.use(best)
             self._sample(1)
-        self.number = max(1, math.ceil(SAMPLE / each))
+        self.number = max(1, math.ceil(sample / each))
         return {"way": best, "number": self.number, "seconds": each}
 
     def time(self) -> Answer:

@@ -6,8 +6,11 @@ import importlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,7 +217,7 @@ def test_run_and_report(tmp_path):
     record = tmp_path / "record.json"
     done = run(
         "bench", "--only", "tiny-lstm-peephole-train-4x3x5x7", "tiny-charlm",
-        "tiny-gru-train-6x4x5x7-2layers-bidirectional-lengths2",
+        "tiny-gru-train-6x4x5x7-2layers-bidirectional-lengths2", "tiny-neighbour",
         "--libraries", "fastrnn,numpy,jax", "--json", record, *HURRIED, path=[absent],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -237,14 +240,20 @@ def test_run_and_report(tmp_path):
         assert row["speedup"]["numpy"][0] > 0
         assert 0 < row["share_of_peak"]["fastrnn"] < 1
 
+    (beside,) = found["neighbour"]
+    assert list(beside["summary"]) == ["fastrnn", "numpy"]
+
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
     results = tmp_path / "RESULTS.md"
     done = run("bench.report", record, "--results", results, "--readme", readme)
     assert done.returncode == 0, done.stdout + done.stderr
     table = [line for line in results.read_text().splitlines() if line.startswith("| tiny-")]
-    assert [line.split("|")[1].strip() for line in table] == [row["name"] for row in found["rows"]]
+    names = [*(row["name"] for row in found["rows"]), beside["name"], beside["name"]]
+    assert [line.split("|")[1].strip() for line in table] == names
+    assert "## Beside a busy process" in results.read_text()
     text = readme.read_text()
+    assert beside["name"] not in text
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
@@ -253,7 +262,10 @@ def test_run_and_report(tmp_path):
 
 
 @compiled
-@pytest.mark.parametrize("case", those(["tiny-lstm-train-4x3x5x7", "tiny-minchar"], ["tiny-lstm-train-4x3x5x7"]))
+@pytest.mark.parametrize(
+    "case",
+    those(["tiny-lstm-train-4x3x5x7", "tiny-neighbour", "tiny-minchar"], ["tiny-lstm-train-4x3x5x7", "tiny-neighbour"]),
+)
 def test_a_wrong_result_is_refused(tmp_path, case):
     """A library with one wrong row of weights is named, is not timed, and the command fails."""
     record = tmp_path / "record.json"
@@ -271,8 +283,10 @@ def test_a_wrong_result_is_refused(tmp_path, case):
     )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "fastrnn refused" in done.stdout
-    (row,) = json.loads(record.read_text())["rows"]
+    found = json.loads(record.read_text())
+    (row,) = found["rows"] + found["neighbour"]
     assert row["outcomes"]["fastrnn"]["status"] == "refused"
+    assert "fastrnn" not in row.get("beside", {})
     assert row["outcomes"]["fastrnn"]["seconds"] == []
     assert row["outcomes"]["numpy"]["status"] == "timed"
 
@@ -303,6 +317,109 @@ def test_memory(bench):
     for one in (ours, plain):
         assert 10 << 20 < one.peak < 10 << 30
         assert 0 <= one.beyond < one.peak
+
+
+def test_neighbour(bench, tmp_path, monkeypatch):
+    """A turn alone and one beside the busy process in every round, and their quotients; nothing of it is left."""
+    neighbour = bench("neighbour")
+    (case,) = bench("cases").select(["tiny-neighbour"])
+    spinners, told = [], []
+
+    class Watched(neighbour.Spinner):
+        def __init__(self):
+            super().__init__()
+            spinners.append(self)
+
+        def turn(self, busy):
+            told.append(busy)
+            super().turn(busy)
+
+    monkeypatch.setattr(neighbour, "Spinner", Watched)
+    monkeypatch.setattr(neighbour, "SAMPLE", 0.001)
+    monkeypatch.setattr(neighbour, "MOST", 3)
+    contest = bench("contest").Contest(["fastrnn", "numpy"], 1, 0.01, tmp_path)
+    try:
+        row = neighbour.measure(contest, case)
+    finally:
+        contest.close()
+    assert told == [False, *(False, True) * 2, *(True, False) * 2, *(False, True) * 2, False]
+    (spinner,) = spinners
+    assert not spinner.alive
+    assert list(row.outcomes) == ["fastrnn", "numpy"]
+    for label, outcome in row.outcomes.items():
+        assert outcome.status == "timed"
+        assert outcome.errors
+        pairs = list(zip(outcome.seconds, row.beside[label], strict=True))
+        assert len(pairs) == 3
+        alone, beside, slowdown = row.found(label)
+        assert alone.median == sorted(one for one, _ in pairs)[1] > 0
+        assert beside.median == sorted(other for _, other in pairs)[1] > 0
+        assert slowdown.median == sorted(other / one for one, other in pairs)[1]
+        assert slowdown.low <= slowdown.median <= slowdown.high
+    again = neighbour.Beside.from_json(json.loads(json.dumps(row.as_json(), allow_nan=False)))
+    assert again.found("numpy") == row.found("numpy")
+    row.outcomes["numpy"].status = "failed"
+    assert row.found("numpy") is None
+    assert row.refused() == ["numpy"]
+    assert "| failed |" in bench("report").neighbours_table([row])
+
+
+def test_the_busy_process_is_busy(bench):
+    """It uses a processor when it is told to, and none when it rests."""
+    spinner = bench("neighbour").Spinner()
+    try:
+        for _ in range(2):
+            spinner.turn(busy=True)
+            start, end = spinner.cpu, time.monotonic() + 60
+            while spinner.cpu < start + 0.2:
+                assert time.monotonic() < end, "it does not spin"
+                spinner.turn(busy=True)
+            spinner.turn(busy=False)
+            start = spinner.cpu
+            time.sleep(0.3)
+            spinner.turn(busy=False)
+            assert spinner.cpu < start + 0.1
+    finally:
+        spinner.close()
+    assert not spinner.alive
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_the_busy_process_dies_with_the_benchmark(how):
+    """Interrupted or killed, the benchmark leaves nothing that spins."""
+    code = """
+import signal, time
+from bench import neighbour
+signal.signal(signal.SIGINT, signal.default_int_handler)
+spinner = neighbour.Spinner()
+try:
+    spinner.turn(busy=True)
+    print(spinner._process.pid, flush=True)
+    time.sleep(60)
+finally:
+    spinner.close()
+"""
+    command = [sys.executable, "-c", code]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        pid = int(process.stdout.readline())
+        assert len(os.sched_getaffinity(pid)) == 1
+        assert Path(f"/proc/{pid}").exists()
+        process.send_signal(how)
+    end = time.monotonic() + 60
+    while not ended(pid):
+        assert time.monotonic() < end, "it lives on"
+        time.sleep(0.05)
+
+
+def ended(pid):
+    """Whether a process is gone, or waits for nothing but to be counted by its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def test_learning(tmp_path):
