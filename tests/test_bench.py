@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,11 +103,14 @@ def test_language_model(bench, name):
 
 
 @pytest.mark.parametrize("library", PEERS)
-def test_libraries(bench, library):
+def test_libraries(bench, monkeypatch, library):
     """Every tiny case that a library takes comes out right: all cells, both directions, lengths."""
     import_or_skip(library)
     import_or_skip(PEERS[library])
-    verify, job_of, taken = bench("verify"), bench(f"peers.with_{library}").make, set()
+    verify, peer, taken = bench("verify"), bench(f"peers.with_{library}"), set()
+    job_of = peer.make
+    if library == "torch":
+        monkeypatch.setattr(peer, "why_not_compiled", lambda: "left to test_compiled_loop")
     for case in bench("cases").select(["tiny"]):
         if case.kind in bench("cases").APART:
             continue
@@ -147,6 +151,38 @@ def test_onednn(bench, monkeypatch):
     for kind, options in (("infer", {"shortest": 2}), ("infer", {"dtype": "float64"}), ("charlm", {"V": 5})):
         with pytest.raises(bench("job").Unsupported):
             onednn.make(cases.Case(kind, "lstm", T=5, B=3, I=7, H=9, **options))
+
+
+@pytest.mark.filterwarnings("ignore")  # what PyTorch warns of while it compiles is its own affair
+@pytest.mark.parametrize("kind", ["infer", "train", "step"])
+def test_compiled_loop(bench, monkeypatch, kind):
+    """PyTorch's peephole loop is compiled too, and right in both ways; where it cannot be, the job says so."""
+    torch = import_or_skip("torch")
+    peer, verify = bench("peers.with_torch"), bench("verify")
+    (case,) = [c for c in bench("cases").select(["tiny-lstm-peephole"]) if c.kind == kind]
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        assert peer.why_not_compiled()
+        pytest.skip("no C++ compiler for torch.compile")
+    monkeypatch.setattr(peer, "CHUNK", 2)  # of 4 steps: the state goes from chunk to chunk
+    job, wanted = peer.make(case), verify.expected(case)
+    assert "eager, or compiled" in job.how
+    assert job.ways[-1] == peer.COMPILED
+    assert torch._inductor.config.compile_threads == 1
+    calls = []
+    stats = torch._dynamo.utils.counters["stats"]
+    with job.around():
+        for way in (*job.ways, *job.ways):  # and back
+            before = stats["unique_graphs"]
+            job.use(way)
+            assert verify.wrong(case, verify.errors(case, job.results(), wanted)) == "", way
+            calls.append(stats["unique_graphs"] - before)
+    assert calls[len(job.ways) - 1] > 0
+    assert sum(calls) == calls[len(job.ways) - 1]  # compiled once, and only there
+
+    monkeypatch.setattr(peer, "why_not_compiled", lambda: "no compiler")
+    job = peer.make(case)
+    assert "not compiled: no compiler" in job.how
+    assert peer.COMPILED not in job.ways
 
 
 # --- its table ----------------------------------------------------------------------------------------------

@@ -1,9 +1,13 @@
-"""PyTorch, eager: nn.RNN, nn.LSTM and nn.GRU, sequences of many lengths packed; a loop over time for the peephole LSTM,
-which PyTorch does not have.
+"""PyTorch: nn.RNN, nn.LSTM and nn.GRU, sequences of many lengths packed; for the peephole LSTM, which PyTorch does not
+have, a loop over time, eager and compiled.
 """
 
 from __future__ import annotations
 
+import atexit
+import functools
+import os
+import tempfile
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 VERSIONS = ("torch",)
+COMPILED = "compiled"  # the way of the peephole LSTM that goes through torch.compile
+# Steps that are compiled as one function, at the most. The time to compile grows with them, up to 20 s for training; a
+# single step gains little over the eager loop, and 25 gained no more than 10.
+CHUNK = 12
 
 
 def start(threads: int) -> None:
@@ -62,9 +70,21 @@ def _peephole_lstm(case: Case, input_size: int) -> torch.nn.Module:
     import torch
     from torch.nn import functional
 
+    def steps(z: Any, h: Any, c: Any, weights: Any, peepholes: Any) -> Any:
+        p_i, p_f, p_o = peepholes.unbind(0)
+        y = []
+        for z_t in z.unbind(0):
+            a_i, a_f, a_g, a_o = torch.addmm(z_t, h, weights).chunk(4, 1)
+            i, f = torch.sigmoid(a_i + p_i * c), torch.sigmoid(a_f + p_f * c)
+            c = f * c + i * torch.tanh(a_g)
+            h = torch.sigmoid(a_o + p_o * c) * torch.tanh(c)
+            y.append(h)
+        return torch.stack(y), h, c
+
     class PeepholeLSTM(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.steps, self.chunk = steps, case.T
             H = case.H
             for n in range(case.L):
                 shapes = {
@@ -81,22 +101,37 @@ def _peephole_lstm(case: Case, input_size: int) -> torch.nn.Module:
             hs, cs = [], []
             for n in range(case.L):
                 h, c = state[0][n], state[1][n]
-                weights = self.get_parameter(f"weight_hh_l{n}").t()
-                p_i, p_f, p_o = self.get_parameter(f"weight_peep_l{n}").unbind(0)
+                weights, peepholes = self.get_parameter(f"weight_hh_l{n}").t(), self.get_parameter(f"weight_peep_l{n}")
                 bias = self.get_parameter(f"bias_ih_l{n}") + self.get_parameter(f"bias_hh_l{n}")
-                y = []
-                for z in functional.linear(x, self.get_parameter(f"weight_ih_l{n}"), bias).unbind(0):
-                    a_i, a_f, a_g, a_o = torch.addmm(z, h, weights).chunk(4, 1)
-                    i, f = torch.sigmoid(a_i + p_i * c), torch.sigmoid(a_f + p_f * c)
-                    c = f * c + i * torch.tanh(a_g)
-                    h = torch.sigmoid(a_o + p_o * c) * torch.tanh(c)
-                    y.append(h)
-                x = torch.stack(y)
+                ys = []
+                for z in functional.linear(x, self.get_parameter(f"weight_ih_l{n}"), bias).split(self.chunk):
+                    y, h, c = self.steps(z, h, c, weights, peepholes)
+                    ys.append(y)
+                x = torch.cat(ys) if len(ys) > 1 else ys[0]
                 hs.append(h)
                 cs.append(c)
             return x, (torch.stack(hs), torch.stack(cs))
 
     return PeepholeLSTM()
+
+
+@functools.cache
+def why_not_compiled() -> str:
+    """What torch.compile lacks here, a C++ compiler or Python's headers perhaps; empty if it works. Tried once."""
+    import torch
+
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # else code of earlier runs would be found
+        folder = tempfile.TemporaryDirectory(prefix="bench-torch-")
+        atexit.register(folder.cleanup)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+    try:
+        from torch._inductor import config
+
+        config.compile_threads = 1  # in this process: none that stay behind and disturb
+        torch.compile(torch.sigmoid, fullgraph=True)(torch.zeros(8))
+    except Exception as error:  # of whatever kind: every part of the tool chain has its own
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return ""
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -111,15 +146,43 @@ class _Sequence(Job):
         import torch
 
         case = problem.case
-        self.module = module_of(case, case.I)
+        self.module: Any = module_of(case, case.I)
         self.module.load_state_dict(tensors(problem.weights))
-        self.how = "an eager loop over time" if CELLS[case.cell].peephole else f"nn.{type(self.module).__name__}"
+        self.how = f"nn.{type(self.module).__name__}"
+        if CELLS[case.cell].peephole:
+            self._prepare_loop(case)
         self.x, self.dy = torch.from_numpy(problem.x.copy()), torch.from_numpy(problem.dy.copy())
         self.lengths = None if problem.lengths is None else torch.from_numpy(problem.lengths)
         if self.lengths is not None:
             self.how = f"pack_padded_sequence, {self.how}, pad_packed_sequence"
         self.y: Any = None
         self.state: Any = None
+
+    def _prepare_loop(self, case: Case) -> None:
+        """Two ways: with `steps` of the module as they are, and compiled, some at once: as many as divide T, so that
+        there is one shape to compile for. What is a step of a stream is compiled whole.
+        """
+        self.ways = tuple(way or "eager" for way in self.ways)
+        self._loop, self._chunk = "forward" if case.kind == "step" else "steps", case.T
+        self._eager: Any = getattr(self.module, self._loop)
+        self._compiled: Any = None
+        if why := why_not_compiled():
+            self.how = f"a loop over time, eager (not compiled: {why})"
+            return
+        self._chunk = max(n for n in range(1, CHUNK + 1) if case.T % n == 0)
+        self.how = f"a loop over time, eager, or compiled by torch.compile, {self._chunk} steps at once"
+        self.ways += (COMPILED,)
+
+    def use(self, way: str) -> None:
+        import torch
+
+        if self.ways == type(self).ways:  # no loop
+            return
+        if way == COMPILED and self._compiled is None:
+            torch._dynamo.reset()  # it counts what it compiles, those of earlier cases too, and gives up at some number
+            self._compiled = torch.compile(self._eager, dynamic=False, fullgraph=True)
+        setattr(self.module, self._loop, self._compiled if way == COMPILED else self._eager)
+        self.module.chunk = self._chunk if way == COMPILED else len(self.x)
 
     def run(self) -> tuple[Any, Any]:
         """`y, state` of a sequence from the zero state; packed and padded again if the rows have lengths."""
@@ -178,7 +241,8 @@ class Train(_Sequence):
         self.none = True
 
     def use(self, way: str) -> None:
-        self.none = way == self.ways[0]
+        super().use(way)
+        self.none = way != self.ways[1]
 
     def call(self) -> None:
         self.module.zero_grad(set_to_none=self.none)
