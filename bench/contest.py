@@ -230,10 +230,13 @@ class Contest:
             if "unsupported" in answer:
                 return Outcome("unsupported", answer["unsupported"])
             outcome.how, outcome.work = answer["how"], answer["work"]
-            ways = answer["ways"] if label in MACHINE else self._verified(worker, case, answer["ways"], wanted, outcome)
+            ways = dict.fromkeys(answer["ways"], 0.0)
+            if label not in MACHINE:
+                ways = self._verified(worker, case, answer["ways"], wanted, outcome)
             if ways:
-                tuned = worker.ask("tune", ways=ways, sample=sample)
+                tuned = worker.ask("tune", ways=list(ways), sample=sample)
                 outcome.way, outcome.number = tuned["way"], tuned["number"]
+                outcome.first = ways[outcome.way]
                 outcome.seconds = [tuned["seconds"]]  # an estimate, until the race
         except WorkerError as error:
             return Outcome("failed", str(error), outcome.how)
@@ -241,19 +244,21 @@ class Contest:
 
     def _verified(
         self, worker: Worker, case: Case, ways: list[str], wanted: dict[str, np.ndarray], outcome: Outcome
-    ) -> list[str]:
-        """The ways, if all of them give the right results; else none, and the reason in `outcome`."""
-        path = self._folder / "results.npz"
+    ) -> dict[str, float]:
+        """The ways and the seconds of their first calls, if all of them give the right results; else none, and the
+        reason in `outcome`.
+        """
+        path, firsts = self._folder / "results.npz", {}
         for way in ways:
             answer = worker.ask("check", way=way, path=str(path))
             with np.load(path) as results:
                 found = verify.errors(case, dict(results), wanted)
-            outcome.first = outcome.first or answer["first"]
+            firsts[way] = answer["first"]
             outcome.errors = {name: max(e, outcome.errors.get(name, 0.0)) for name, e in found.items()}
             if said := verify.wrong(case, found):
                 outcome.status, outcome.reason = "refused", f"{way}: {said}" if way else said
-                return []
-        return ways
+                return {}
+        return firsts
 
     def _race(self, row: Row, labels: list[str]) -> None:
         """Rounds in which each has one turn, the order moved on by one from round to round."""
