@@ -274,15 +274,16 @@ def last_call_info() -> list[Launch]:
     ``workers`` is 1 for work that is too small to be divided (below 8 million multiply-adds; the kernel keeps the GIL
     then), and else at most `get_num_threads`. A recurrent kernel's work is divided ``by`` "rows", which wait for
     nobody, while the weights fit into every core's cache, and else by "panels" of hidden units. Kernels whose name has
-    "pack" in it run once after the weights have changed. A single step of a stream is no launch: it leaves no trace.
+    "pack" in it run once after the weights have changed. A small inference without lengths, such as a step of a stream,
+    is no launch: it leaves no trace.
 
     >>> import fastrnn as fr, numpy as np
     >>> earlier = fr.last_call_info()
     >>> lstm = fr.LSTM(3, 5)
-    >>> y, state = lstm(np.zeros((7, 2, 3), np.float32))
+    >>> y, state, tape = lstm.forward(np.zeros((7, 2, 3), np.float32))
     >>> [one.kernel for one in fr.last_call_info()]
     ['lstm_pack', 'lstm_forward']
-    >>> y, state = lstm(np.zeros((7, 2, 3), np.float32))
+    >>> y, state, tape = lstm.forward(np.zeros((7, 2, 3), np.float32))
     >>> fr.last_call_info()
     [Launch(kernel='lstm_forward', workers=1, by=None, pieces=1, work=9240.0)]
     """

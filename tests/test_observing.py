@@ -27,7 +27,7 @@ def told():
 def test_every_kernel_of_a_call_in_order(told):
     """A first forward packs the weights, a second one finds them; a backward is several kernels."""
     layer, x = fr.GRU(3, 5, seed=1), np.ones((4, 2, 3), np.float32)
-    layer(x)
+    layer(x, lengths=[4, 4])
     assert told() == [("gru_pack", 1, None), ("gru_forward", 1, None)]
     y, _, tape = layer.forward(x)
     assert told() == [("gru_forward", 1, None)]
@@ -106,6 +106,66 @@ def test_a_step_of_a_stream_is_no_launch(told, kind, layers, embedded):
     assert told() == []
     assert y.tobytes() == whole[2:].tobytes()
     assert np.array(state).tobytes() == np.array(final).tobytes()
+
+
+@needs_jit
+@pytest.mark.parametrize("T", [1, 2, 17])
+@pytest.mark.parametrize("B", [1, 7])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (fr.RNN, {"nonlinearity": "relu"}), (fr.RNN, {"num_layers": 2, "dtype": "float64"}),
+        (fr.LSTM, {"peephole": "diagonal"}), (fr.LSTM, {"num_layers": 3, "bias": False}),
+        (fr.LSTM, {"coupled": True, "clip": 0.1}), (fr.GRU, {}), (fr.GRU, {"num_layers": 2}),
+    ],
+)  # fmt: skip
+def test_few_steps_are_no_launch(told, kind, options, T, B):
+    """The quick way of a small inference; lengths that are all T go the long way, to the same bits."""
+    layer, rng = kind(3, 37, seed=1, **options), np.random.default_rng(2)
+    x = rng.standard_normal((T, B, 3)).astype(layer.dtype)
+    shape = layer.num_layers, B, 37
+    start = tuple(rng.standard_normal(shape).astype(layer.dtype) for _ in range(layer.states))
+    given = start if layer.states > 1 else start[0]
+    for state in (None, given):
+        layer(x, state)
+        told()
+        y, final = layer(x, state)
+        assert told() == []
+        long_y, long_final = layer(x, state, lengths=[T] * B)
+        assert told()
+        assert y.flags.c_contiguous
+        assert y.dtype == layer.dtype
+        assert y.tobytes() == long_y.tobytes()
+        assert np.array(final).tobytes() == np.array(long_final).tobytes()
+    for old, new in zip(start, given if layer.states > 1 else [given], strict=True):
+        assert old is new
+    layer.params["weight_hh_l0"] = np.zeros_like(layer.params["weight_hh_l0"])
+    changed, _ = layer(x, given)
+    assert changed.tobytes() == layer(x, given, lengths=[T] * B)[0].tobytes()
+    assert (changed != y).any()
+
+
+@needs_jit
+def test_what_is_not_small_is_a_launch(told):
+    """Much work, U that is better read once for all steps, what the quick kernel cannot do, and other types."""
+    layer = fr.LSTM(3, 40, seed=1)
+    layer(np.zeros((2, 1, 3), np.float32))
+    told()
+    f32 = np.float32
+    for x in (np.zeros((1200, 1, 3), f32), np.zeros((2, 600, 3), f32), np.zeros((3, 1, 2), f32).T, [[[1, 2, 3]]]):
+        layer(x)
+        assert [name for name, *_ in told()] == ["lstm_forward"]
+    layer = fr.LSTM(1024, 32, seed=1)
+    for T, launches in ((1, []), (2, ["lstm_forward"])):
+        x = np.zeros((T, 1, 1024), np.float32)
+        layer(x)
+        told()
+        layer(x)
+        assert [name for name, *_ in told()][-1:] == launches
+    for options in ({"bidirectional": True}, {"batch_first": True}, {"proj_size": 2}, {"zoneout": 0.5}):
+        layer = fr.LSTM(3, 5, seed=1, **options)
+        layer(np.zeros((2, 2, 3), np.float32))
+        assert told()[-1][0] == "lstm_forward"
 
 
 # --- logging ------------------------------------------------------------------------------------------------

@@ -1254,36 +1254,38 @@ def lstm_backward(
 
 
 @kernel
-def lstm_step(w, peep, form, coupled, layer, x, out, h_0, c_0):
-    """One step of one layer, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not
-    small.
+def lstm_steps(w, peep, form, coupled, layer, x, out, h_0, c_0):
+    """Few steps of one layer, for the caller alone. False, and nothing done, if the shapes do not fit or the work is
+    not small.
 
     w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
     layer : from 0, of L
-    x : (1, B, I), read, if it is the first layer; those above it read the y below
-    out : (3, L, B, H), of this layer written: y, h, c, of which y and h are the same
+    x : (T, B, I), read, if it is the first layer; those above it read the y below
+    out : (T + 2, L, B, H), of this layer written: y of all steps, h, c
     h_0, c_0 : (L, B, H), of this layer read
     """
     if not step_fits(layer, x, out, h_0) or not step_fits(layer, x, out, c_0):
         return False
-    below, h_size = step_input(layer, x, out), out.shape[3]
-    batch, i_size = below.shape
+    steps, h_size = len(x), out.shape[3]
+    batch, i_size = step_input(0, layer, x, out).shape
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
     number = GATES if coupled is None else GATES - 1
-    if len(w) != panels * number * (1 + i_size + h_size) * lane or batch * len(w) > SMALL:
+    if len(w) != panels * number * (1 + i_size + h_size) * lane or steps * batch * len(w) > SMALL:
         return False
-    y, h, c = out[0][layer], out[1][layer], out[2][layer]
-    h0, c0 = h_0[layer], c_0[layer]
+    before, cells, c = h_0[layer], c_0[layer], out[steps + 1][layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
-    for panel in range(panels):
-        forward_item(
-            0, batch, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
-            below, ids, none, w, peep, None, form, coupled, h0, h, 0, h_size, c0, c, none, z,
-        )  # fmt: skip
+    for t in range(steps):
+        below, y = step_input(t, layer, x, out), out[t][layer]
+        for panel in range(panels):
+            forward_item(
+                0, batch, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
+                below, ids, none, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
+            )  # fmt: skip
+        before, cells = y, c
     for k in range(0, batch * h_size, lane):
-        copy_rows(y, k, h, k, batch * h_size - k)
+        copy_rows(out[steps][layer], k, before, k, batch * h_size - k)
     return True
 
 

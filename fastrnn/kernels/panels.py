@@ -162,14 +162,14 @@ def steps_of_item(flag, steps, rows, numbers):
 
 @device
 def step_fits(layer, x, out, h_0):
-    """Whether the arrays of a cell's step go together: x (1, B, I), out (states + 1, L, B, H), h_0 (L, B, H)."""
-    return len(x) == 1 and h_0.shape == out[0].shape and x.shape[1] == h_0.shape[1] and layer < len(h_0)
+    """Whether the arrays of a cell's steps go together: x (T, B, I), out (T + states, L, B, H), h_0 (L, B, H)."""
+    return 0 < len(x) < len(out) and h_0.shape == out[0].shape and x.shape[1] == h_0.shape[1] and layer < len(h_0)
 
 
 @device
-def step_input(layer, x, out):
+def step_input(t, layer, x, out):
     """(B, I) or, above the first layer, (B, H): the y below."""
-    return x[0] if layer == 0 else out[0][layer - 1]
+    return x[t] if layer == 0 else out[t][layer - 1]
 
 
 @pointwise

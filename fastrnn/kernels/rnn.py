@@ -332,33 +332,37 @@ def rnn_backward(
 
 
 @kernel
-def rnn_step(w, nonlinearity, layer, x, out, h_0):
-    """One step of one layer, for the caller alone. False, and nothing done, if the shapes do not fit or the work is not
-    small.
+def rnn_steps(w, nonlinearity, layer, x, out, h_0):
+    """Few steps of one layer, for the caller alone. False, and nothing done, if the shapes do not fit or the work is
+    not small.
 
     w : packed weights, read
     layer : from 0, of L
-    x : (1, B, I), read, if it is the first layer; those above it read the y below
-    out : (2, L, B, H), of this layer written: y, h, both the same
+    x : (T, B, I), read, if it is the first layer; those above it read the y below
+    out : (T + 1, L, B, H), of this layer written: y of all steps, h
     h_0 : (L, B, H), of this layer read
     """
     if not step_fits(layer, x, out, h_0):
         return False
-    below, h_size = step_input(layer, x, out), out.shape[3]
-    batch, i_size = below.shape
+    steps, h_size = len(x), out.shape[3]
+    batch, i_size = step_input(0, layer, x, out).shape
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
-    if len(w) != vectors * lane * (1 + i_size + h_size) or batch * len(w) > SMALL:
+    if len(w) != vectors * lane * (1 + i_size + h_size) or steps * batch * len(w) > SMALL:
         return False
-    y, h, h0 = out[0][layer], out[1][layer], h_0[layer]
+    before = h_0[layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
-    for q in range((vectors + COLS - 1) // COLS):
-        forward_item(
-            0, batch, q, 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity, below, ids, none, w, None, h0, h, z
-        )  # fmt: skip
+    for t in range(steps):
+        below, y = step_input(t, layer, x, out), out[t][layer]
+        for q in range((vectors + COLS - 1) // COLS):
+            forward_item(
+                0, batch, q, 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity,
+                below, ids, none, w, None, before, y, z,
+            )  # fmt: skip
+        before = y
     for k in range(0, batch * h_size, lane):
-        copy_rows(y, k, h, k, batch * h_size - k)
+        copy_rows(out[steps][layer], k, before, k, batch * h_size - k)
     return True
 
 

@@ -64,7 +64,7 @@ class GRU(Recurrent):
 
     gates = 3
     states = 1
-    step = kernels.gru_step
+    quick = kernels.gru_steps
     writes = kernels.gru_write
 
     def __init__(
@@ -197,7 +197,7 @@ class GRU(Recurrent):
             bias[2 * self.hidden_size :] = self.store.flat(f"bias_ih_{name}")[2 * self.hidden_size :]
         return bias
 
-    def _step_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
+    def _quick_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
         if self.reset == "before" or self.layer_norm:
             return None
         return (self._packed(name, i_size)[0],)

@@ -85,7 +85,7 @@ class LSTM(Recurrent):
 
     gates = 4
     states = 2
-    step = kernels.lstm_step
+    quick = kernels.lstm_steps
     writes = kernels.lstm_write
 
     def __init__(
@@ -263,7 +263,7 @@ class LSTM(Recurrent):
     def _gains(self, name: str) -> list[np.ndarray]:
         return [row for kind in GAINS for row in self.store.flat(f"{kind}_{name}").reshape(-1, self.hidden_size)]
 
-    def _step_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
+    def _quick_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
         if self.proj_size or self.layer_norm or self.peephole == "full":
             return None
         return self._packed(name, i_size), self._peepholes(name)[0], self._form, self._coupled

@@ -193,7 +193,7 @@ class Recurrent(Layer):
     gates: int  # rows of weight_ih in units of H
     states: int  # 1: h; 2: (h, c)
     output_letter = "h"  # what y is made of: h, or what the layer's text calls it
-    step: Any  # the kernel of one small step of one layer
+    quick: Any  # the kernel of few small steps of one layer
     writes: Any  # the kernel of a language model that writes
     recomputes = True  # in segments backward runs forward again: there is more in a tape than h
     layer_norm = False
@@ -262,10 +262,10 @@ class Recurrent(Layer):
         unit = 64 // self.dtype.itemsize
         self._blocks = -(-h // unit)  # of a tape
         self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
-        self._compiled: Any = None  # the step, once one has been made
-        # The version of the parameters, how many numbers a small x has at the most, and the steps that have the
-        # parameters: the first layer's, and those of the layers above.
-        self._ready: tuple[int, int, Any, list[Any]] | None = None
+        self._compiled: Any = None  # `quick`, once it has been called for
+        # The version of the parameters, how many numbers a small x of one step has at the most, and one of more steps,
+        # and `quick` with the parameters: the first layer's, and those of the layers above.
+        self._ready: tuple[int, int, int, Any, list[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None, "_ready": None}  # compiled code stays where it is
@@ -309,33 +309,50 @@ class Recurrent(Layer):
         With lengths, y is zero past a row's end, the final state is that of its last step, and the reverse direction
         starts at its end. Their cost is that of the steps there are.
         """
-        if self._ready is not None and lengths is None:
-            # One small step, for streams: compiled code looks at the types and shapes. Whatever it does not take goes
-            # the long way below, to be converted, or refused with a reason. (One text for any number of states, with
-            # stars, took 0.3 us of 2 more.) It does not look at the order of bytes: once Numba has seen a misaligned
-            # array, it takes those of the other order for its like.
-            try:
-                version, most, step, above = self._ready
-                now = x.rows() if type(x) is Embedded else x
-                if len(now) != 1 or now.size > most or version != self.store.version or not now.dtype.isnative:
-                    pass
-                elif self.states == 1 and state.dtype.isnative:
-                    out = np.empty((2, *state.shape), self.dtype)
-                    if step(now, out, state):
-                        y, h = out
-                        if not above or all(up(now, out, state) for up in above):
-                            return y[-1:] if above else y, h
-                elif self.states == 2:
-                    h0, c0 = state
-                    out = np.empty((3, *h0.shape), self.dtype)
-                    if h0.dtype.isnative and c0.dtype.isnative and step(now, out, h0, c0):
-                        y, h, c = out
-                        if not above or all(up(now, out, h0, c0) for up in above):
-                            return y[-1:] if above else y, (h, c)
-            except NOT_TAKEN:
-                pass
+        if lengths is None and (done := self._small(x, state)) is not None:
+            return done
         y, final, _ = self._forward(x, state, lengths, training=False)
         return y, final
+
+    def _small(self, x: Any, state: Any) -> tuple[np.ndarray, Any] | None:
+        """A small call, for streams: compiled code looks at the types and shapes. None for whatever it does not take,
+        which goes the long way, to be converted, or refused with a reason.
+
+        (One text for any number of states, with stars, took 0.3 us of 2 more.)
+        """
+        try:
+            now = x.rows() if type(x) is Embedded and len(x.ids) == 1 else x
+            steps = len(now)
+            if self._ready is None or self._ready[0] != self.store.version:
+                self._make_ready(now)
+            if self._ready is None:
+                return None
+            version, one, more, first, above = self._ready
+            # Compiled code does not look at the order of bytes: once Numba has seen a misaligned array, it takes those
+            # of the other order for its like.
+            if now.size > (one if steps == 1 else more) or version != self.store.version or not now.dtype.isnative:
+                return None
+            if state is None:
+                h0 = c0 = np.zeros((self.num_layers, now.shape[1], self.hidden_size), self.dtype)
+            elif self.states == 1:
+                h0 = c0 = state
+            else:
+                h0, c0 = state
+            if not (h0.dtype.isnative and c0.dtype.isnative):
+                return None
+            out = np.empty((steps + self.states, *h0.shape), self.dtype)
+            if self.states == 1:
+                if not first(now, out, h0) or (above and not all(up(now, out, h0) for up in above)):
+                    return None
+                final = out[steps]
+            else:
+                if not first(now, out, h0, c0) or (above and not all(up(now, out, h0, c0) for up in above)):
+                    return None
+                final = out[steps], out[steps + 1]
+            y = out[:steps, -1]
+            return y.copy() if above and steps > 1 else y, final
+        except NOT_TAKEN:
+            return None
 
     def forward(
         self, x: Any, state: Any = None, lengths: Any = None, segments: int | str | None = None
@@ -373,9 +390,7 @@ class Recurrent(Layer):
     def _forward(
         self, x: Any, state: Any, lengths: Any, training: bool, segments: int | str | None = None
     ) -> tuple[np.ndarray, Any, Any]:
-        version = self.store.version
         x, ids, embedding = self._input(x)
-        vectors = x is not None or embedding is not None
         steps, batch = (ids if x is None else x).shape[:2]
         count = check_segments(segments, steps)
         layout = self._layout(steps, batch, lengths)
@@ -430,8 +445,6 @@ class Recurrent(Layer):
             x, ids, embedding, words = h[batch : batch + layout.total], NO_IDS, None, None
             if self._beside < D:
                 x = np.add(x[:, :H], x[:, H:], out=buffers.empty((layout.total, H), self.dtype))
-        if steps == 1 and vectors and not training and lengths is None:
-            self._make_ready(version)
         y = layout.unpack(x)
         y = y.swapaxes(0, 1).copy() if self.batch_first else y
         tape = Tape(self, (steps, batch), (layout, kept)) if training else None
@@ -721,12 +734,12 @@ class Recurrent(Layer):
         """What a cell's forward kept besides h, by the glossary's letters, each (total, H)."""
         return {}
 
-    def _step_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
-        """The first arguments of `step`, of the parameters; None if it cannot do what the layer does."""
+    def _quick_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
+        """The first arguments of `quick`, of the parameters; None if it cannot do what the layer does."""
         raise NotImplementedError
 
     def _writes_with(self) -> tuple[Any, ...]:
-        """Those of `writes` between the weights and the states, of all layers, where `step` can do what they do."""
+        """Those of `writes` between the weights and the states, of all layers, where `quick` can do what they do."""
         return ()
 
     # -- writing ------------------------------------------------------------------------------------------
@@ -738,7 +751,7 @@ class Recurrent(Layer):
         """`Sequential.write` between these two layers, its arguments checked: the characters, and whether all logits
         were finite. The states are overwritten. None, and nothing done, where no kernel can do it.
         """
-        if self.directions > 1 or self.batch_first or self._unmasked is None or self._step_with("l0", 0) is None:
+        if self.directions > 1 or self.batch_first or self._unmasked is None or self._quick_with("l0", 0) is None:
             return None
         (count, batch), hidden = uniforms.shape, self.hidden_size
         table = self._table(Indexed("l0", embedding))
@@ -763,7 +776,7 @@ class Recurrent(Layer):
 
     def _written(self) -> tuple[Any, ...]:
         """What `writes` takes of the parameters: the packed weights of all layers, where each begins, and more."""
-        parts = [self._step_with(f"l{layer}", layer and self.hidden_size) for layer in range(self.num_layers)]
+        parts = [self._quick_with(f"l{layer}", layer and self.hidden_size) for layer in range(self.num_layers)]
         sizes = [one[0].size for one in parts if one is not None]
         w = buffers.aligned(sum(sizes), self.dtype)
         starts = np.cumsum([0, *sizes])
@@ -774,24 +787,26 @@ class Recurrent(Layer):
 
     # -- what cells call ----------------------------------------------------------------------------------
 
-    def _make_ready(self, version: int) -> None:
-        """Lets later steps take the quick way, as long as the parameters are of this version."""
-        if self._ready is not None and self._ready[0] == version:
-            return
-        # The step has no zoneout.
+    def _make_ready(self, x: np.ndarray) -> None:
+        """Lets calls like that of x, and later ones with these parameters, be small ones, if they can be."""
+        # Without zoneout; and not for arrays that go the long way in any case.
         if self.directions > 1 or self.batch_first or self._unmasked is None or config.DISABLE_JIT:
             return
+        sums = self.gates * self.hidden_size
+        if x.dtype != self.dtype or x.ndim != 3 or x.shape[2] != self.input_size or x.size * sums > SMALL:
+            return
+        version = self.store.version
         widths = [self.input_size] + (self.num_layers - 1) * [self.hidden_size]
-        made = [self._step_with(f"l{layer}", width) for layer, width in enumerate(widths)]
+        made = [self._quick_with(f"l{layer}", width) for layer, width in enumerate(widths)]
         if made[0] is None:
             return
         if self._compiled is None:
             a = np.empty((1, 1, 1, 1), self.dtype)
-            self._compiled = self.step.for_types(*made[0], 0, a[0], a, *self.states * (a[0],))
+            self._compiled = self.quick.for_types(*made[0], 0, a[0], a, *self.states * (a[0],))
         # A step too large for one layer is not begun in those below it.
-        most = min(SMALL // one[0].size for one in made if one is not None) * self.input_size
-        step, *above = [partial(self._compiled, *one, layer) for layer, one in enumerate(made) if one is not None]
-        self._ready = version, most, step, above
+        most = min(SMALL // own[0].size for own in made if own is not None) * self.input_size
+        first, *above = [partial(self._compiled, *own, layer) for layer, own in enumerate(made) if own is not None]
+        self._ready = version, most, 0 if self._waits(max(widths), 1) else most, first, above
 
     def _tape(self, rows: int) -> np.ndarray:
         """A tape of so many rows, flat."""
@@ -840,9 +855,13 @@ class Recurrent(Layer):
         the time, at (25, 4, 1024, 1024) half, at (150, 1, 256, 256) 0.8; but 1.15 at (25, 4, 512, 512), 1.1 at
         (150, 4, 256, 256), as the table is written and read again.
         """
-        of_u, few = run.i_size * self.gates * self.hidden_size * self.dtype.itemsize, run.where.batch
-        pays = of_u > few << 20 or (few <= 2 and of_u >= 1 << 19)
-        return pays and run.where.steps > 1 and (not run.training or self._table_size(run) <= HOISTED)
+        pays = run.where.steps > 1 and self._waits(run.i_size, run.where.batch)
+        return pays and (not run.training or self._table_size(run) <= HOISTED)
+
+    def _waits(self, i_size: int, few: int) -> bool:
+        """Whether a step of few rows would wait for U to be read."""
+        of_u = i_size * self.gates * self.hidden_size * self.dtype.itemsize
+        return of_u > few << 20 or (few <= 2 and of_u >= 1 << 19)
 
     def _table_size(self, run: Run) -> int:
         """Bytes of U x for all rows of x."""

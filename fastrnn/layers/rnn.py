@@ -65,7 +65,7 @@ class RNN(Recurrent):
 
     gates = 1
     states = 1
-    step = kernels.rnn_step
+    quick = kernels.rnn_steps
     writes = kernels.rnn_write
     recomputes = False
 
@@ -162,7 +162,7 @@ class RNN(Recurrent):
             self.store.grad(f"bias_hh_{run.name}")[:] += dbias
         self._table_backward(dtable, run)
 
-    def _step_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
+    def _quick_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:
         return None if self.preactivation else (self._packed(name, i_size), self._number)
 
     def _writes_with(self) -> tuple[Any, ...]:
