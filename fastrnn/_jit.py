@@ -7,6 +7,7 @@ text says `fma`.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import numpy.ma  # Numba does at the first call, and a fork just then leaves the module locked in the child
-from numba.core import caching, config
+from numba.core import caching, config, event
 from numba.core.compiler_lock import global_compiler_lock
 
 # Below this many multiply-adds (about 100 us on one core) a kernel runs in the caller alone and keeps the GIL.
@@ -46,6 +47,15 @@ def part(function: Callable[..., Any]) -> Any:
     that is seconds of a cold training step.
     """
     return numba.njit(inline="always", **DEVICE)(function)
+
+
+def large_part(function: Callable[..., Any]) -> Any:
+    """A `part` of hundreds of variables, of which Numba would copy every one for each of its blocks: of a cold LSTM's
+    first inference that was a third. So LLVM writes it into its caller.
+
+    Of other parts, this one's cost was as large (the second translation), or larger.
+    """
+    return numba.njit(forceinline=True, **DEVICE)(function)
 
 
 class kernel:  # noqa: N801 - read as a decorator
@@ -94,6 +104,30 @@ class kernel:  # noqa: N801 - read as a decorator
         made = [self.__dict__[name] for name in ("held", "released") if name in self.__dict__]
         return sum(len(m.signatures) for m in made if hasattr(m, "signatures"))  # without JIT they are functions
 
+
+class _NoCollection(event.Listener):  # type: ignore[misc]  # Numba has no types
+    """Pauses Python's garbage collector while this package's functions are compiled: it walked through Numba's many
+    objects again and again, for a fifth of the time. Under Numba's lock, one thread at a time is here.
+    """
+
+    def __init__(self) -> None:
+        self._depth, self._paused = 0, False
+
+    def on_start(self, event: Any) -> None:
+        if event.data["dispatcher"].py_func.__module__.partition(".")[0] == __package__:
+            self._depth += 1
+            if self._depth == 1:
+                self._paused = gc.isenabled()
+                gc.disable()
+
+    def on_end(self, event: Any) -> None:
+        if event.data["dispatcher"].py_func.__module__.partition(".")[0] == __package__:
+            self._depth -= 1
+            if self._depth == 0 and self._paused:
+                gc.enable()
+
+
+event.register("numba:compile", _NoCollection())
 
 if hasattr(os, "register_at_fork"):
     # A fork waits until no thread compiles. The child would find Numba's lock taken by a thread that it does not have,

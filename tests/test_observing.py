@@ -221,3 +221,26 @@ def test_import_does_not_need_logging():
         print(sorted({"logging", "numba", "numpy"} & (set(sys.modules) - before)))
     """
     assert run_python(code).strip() == "[]"
+
+
+@needs_jit
+@pytest.mark.parametrize("enabled", [True, False])
+def test_compiling_leaves_the_collector_as_it_was(tmp_path, enabled):
+    """It rests while something is compiled, and is then as it was; also where compiling fails."""
+    code = f"""
+        import gc
+        import numba
+        import numpy as np
+        import fastrnn as fr
+        from fastrnn.kernels import softmax
+        {"gc.enable()" if enabled else "gc.disable()"}
+        fr.softmax(np.zeros(3))  # imports what Numba imports when it first compiles
+        before = sum(one["collections"] for one in gc.get_stats())
+        fr.log_softmax(np.zeros(3))
+        print(gc.isenabled(), sum(one["collections"] for one in gc.get_stats()) - before < 5)
+        try:
+            softmax.log_softmax.held("no numbers")
+        except (numba.TypingError, TypeError):
+            print(gc.isenabled())
+    """
+    assert run_python(code, FASTRNN_CACHE_DIR=str(tmp_path)).split() == [str(enabled), "True", str(enabled)]

@@ -47,7 +47,7 @@ before h, ascending.
 
 import numpy as np
 
-from .._jit import SMALL, device, kernel, part
+from .._jit import SMALL, device, kernel, large_part, part
 from ..simd.sync import turns
 from ..simd.target import COLS
 from ..simd.vector import (
@@ -466,7 +466,7 @@ def add_norm_sums(
 # ---------------------------------------------------------------------------------------------------
 
 
-@part
+@large_part
 def forward_item(
     row0, row1, panel, n, before, c_row, total, i_size, h_size, o_size, h_line, flags,
     x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c0, c, gates, z,
