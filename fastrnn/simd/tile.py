@@ -15,7 +15,8 @@ elements lie in panels.
 
 A tile of one row reads a line of `b` for every line of multiply-adds. Where `b` is in the second-level cache it waits
 for that, unless lines are fetched AHEAD: 0 rows stand for one row that does so. A step of an LSTM with H = 128 takes
-0.8 of the time, a sequence with H = 256 0.9; but 1.1 to 1.3 where `b` comes from the third level, H = 1024.
+0.8 of the time, a sequence with H = 256 0.9; but 1.1 to 1.3 where `b` comes from the third level, H = 1024 (the
+benchmark's lstm-step-B1-H128, lstm-infer-150x1x256x256 and lstm-infer-25x1x1024x1024, with and without).
 """
 
 from __future__ import annotations
