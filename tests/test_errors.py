@@ -53,15 +53,14 @@ def test_shape_of_x_batch_first():
         fr.LSTM(I, H, batch_first=True)(zeros(B, T, I + 1))
 
 
+@pytest.mark.parametrize("steps", [1, T])
 @pytest.mark.parametrize("shape", [(L, B, H + 1), (L + 1, B, H), (L, B + 1, H), (B, H)])
-def test_shape_of_state(lstm, rnn, shape):
-    """The state of either layer, either half of it."""
-    right = zeros(L, B, H)
-    for call in (
-        lambda s: rnn(zeros(T, B, I), s),
-        lambda s: lstm(zeros(T, B, I), (s, right)),
-        lambda s: lstm(zeros(T, B, I), (right, s)),
-    ):
+def test_shape_of_state(lstm, rnn, shape, steps):
+    """The state of either layer, either half of it; of a small call too, which has compiled code look at it."""
+    right, x = zeros(L, B, H), zeros(steps, B, I)
+    rnn(x, right)
+    lstm(x, (right, right))
+    for call in (lambda s: rnn(x, s), lambda s: lstm(x, (s, right)), lambda s: lstm(x, (right, s))):
         with raises(ValueError, "state", "L, B, H", f"L={L}", f"B={B}", f"H={H}", str(shape)):
             call(zeros(*shape))
 

@@ -338,7 +338,7 @@ class Recurrent(Layer):
                 h0 = c0 = state
             else:
                 h0, c0 = state
-            if not (h0.dtype.isnative and c0.dtype.isnative):
+            if len(h0) != self.num_layers or not (h0.dtype.isnative and c0.dtype.isnative):
                 return None
             out = np.empty((steps + self.states, *h0.shape), self.dtype)
             if self.states == 1:
