@@ -234,12 +234,14 @@ class Step(Infer):
         turned = {18: 2, 2: 18, 19: 3, 3: 19}  # what came out of the last step goes into this one
         memory = {turned.get(n, n): own for n, own in self.memory.items()}
         self.back = Call(self.cell.description, memory)
+        self.pair = self.forward, self.back
 
     def call(self) -> None:
         super().call()
         self.forward, self.back = self.back, self.forward
 
     def results(self) -> Results:
+        self.forward, self.back = self.pair
         for name in self.states:
             if name in self.arrays:
                 self.arrays[name].array[:] = 0
