@@ -36,6 +36,7 @@ from .job import Job, Unsupported
 from .quiet import settle
 
 SAMPLE = 0.005  # seconds: shorter calls are timed several at once
+SHORT = 0.05  # seconds: after the others' turns a processor has slowed down, for about as long as that
 Answer = dict[str, Any]
 
 
@@ -51,7 +52,7 @@ class Library:
     def __init__(self, module: Any) -> None:
         self.make = module.make
         self.job: Job = Job()
-        self.number = 1
+        self.number, self.short = 1, False
 
     def prepare(self, case: Answer) -> Answer:
         self.job = Job()  # frees the last one's arrays before the next one's are made
@@ -84,10 +85,11 @@ class Library:
             self.job.use(best)
             self._sample(1)
         self.number = max(1, math.ceil(sample / each))
+        self.short = each < SHORT
         return {"way": best, "number": self.number, "seconds": each}
 
     def time(self) -> Answer:
-        if self.number > 1:
+        if self.short:
             self._sample(1)  # fetches code and data back; one long call does that by itself
         seconds = self._sample(self.number)
         settle()
