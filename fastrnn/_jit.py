@@ -114,17 +114,23 @@ class _NoCollection(event.Listener):  # type: ignore[misc]  # Numba has no types
         self._depth, self._paused = 0, False
 
     def on_start(self, event: Any) -> None:
-        if event.data["dispatcher"].py_func.__module__.partition(".")[0] == __package__:
+        if _ours(event):
             self._depth += 1
             if self._depth == 1:
                 self._paused = gc.isenabled()
                 gc.disable()
 
     def on_end(self, event: Any) -> None:
-        if event.data["dispatcher"].py_func.__module__.partition(".")[0] == __package__:
+        if _ours(event):
             self._depth -= 1
             if self._depth == 0 and self._paused:
                 gc.enable()
+
+
+def _ours(event: Any) -> bool:
+    """Whether it is about a function of this package. Numba tells of everybody's, also of those without a module."""
+    function = getattr(event.data.get("dispatcher"), "py_func", None)
+    return str(getattr(function, "__module__", None)).partition(".")[0] == __package__
 
 
 event.register("numba:compile", _NoCollection())

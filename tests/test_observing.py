@@ -244,3 +244,28 @@ def test_compiling_leaves_the_collector_as_it_was(tmp_path, enabled):
             print(gc.isenabled())
     """
     assert run_python(code, FASTRNN_CACHE_DIR=str(tmp_path)).split() == [str(enabled), "True", str(enabled)]
+
+
+@needs_jit
+def test_functions_of_others_are_left_alone():
+    """Numba tells this package of all that is compiled: a function without a module, a loop in object mode."""
+    code = """
+        import gc
+        import numba
+        import fastrnn._jit
+        made = {}
+        exec("def nowhere(x): return x + 1", made)
+        assert made["nowhere"].__module__ is None
+        print(numba.njit(made["nowhere"])(1))
+
+        @numba.jit(forceobj=True, looplift=True)
+        def lifted(n):
+            object()
+            s = 0
+            for i in range(n):
+                s += i
+            return s
+
+        print(lifted(4), gc.isenabled())
+    """
+    assert run_python(code).split() == ["2", "6", "True"]
