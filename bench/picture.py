@@ -89,8 +89,9 @@ def _roofline(rows: list[Row], threads: int) -> Any:
     axes.plot(roof, [100 * min(1, x) for x in roof], color="black", linewidth=1.5)
     for label in reversed(_shown(rows)):  # ours on top
         found = [(x, 100 * y) for row in rows if (x := row.intensity()) and (y := row.share_of_peak(label))]
-        ours = {"s": 45, "zorder": 3} if label == OURS else {"s": 14, "alpha": 0.6}
-        axes.scatter(*zip(*found), label=label, color=COLOURS.get(label, "C5"), **ours) if found else None
+        style = {"s": 45, "zorder": 3} if label == OURS else {"s": 14, "alpha": 0.6}
+        if found:
+            axes.scatter(*zip(*found), label=label, color=COLOURS.get(label, "C5"), **style)
     axes.set(xscale="log", yscale="log", xlim=(0.01, 1000), ylim=(0.1, 150))
     axes.set_xlabel("multiply-adds per byte of weights that is read (1: both would take equally long)")
     axes.set_ylabel(f"% of the machine's multiply-add peak, {threads} threads")

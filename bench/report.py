@@ -1,5 +1,5 @@
 """A run's record as markdown: all of it in bench/RESULTS.md, the headline rows in README.md between two
-markers, and pictures. Nobody edits these numbers by hand: `python -m bench.report [RECORD]`.
+markers, and pictures. Nobody edits these numbers by hand: `python -m bench.report [RECORD ...]`.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ SECTIONS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the files; says which."""
     parser = argparse.ArgumentParser("python -m bench.report", description="tables and pictures from a run's record")
-    parser.add_argument("record", nargs="?", type=Path, default=HERE / "latest.json", help="default: %(default)s")
+    what = "later ones replace or add rows; default: bench/latest.json"
+    parser.add_argument("record", nargs="*", type=Path, default=[HERE / "latest.json"], help=what)
     parser.add_argument("--learn", type=Path, help="a record of python -m bench.learn, to be shown too")
     parser.add_argument("--results", type=Path, default=HERE / "RESULTS.md", help="default: %(default)s")
     parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md", help="default: %(default)s")
     args = parser.parse_args(argv)
     try:
-        record = json.loads(args.record.read_text())
+        record = merged([json.loads(path.read_text()) for path in args.record])
         learned = json.loads(args.learn.read_text()) if args.learn else None
     except (OSError, ValueError) as error:
         print(f"bench.report: {error}", file=sys.stderr)
@@ -68,6 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ---------------------------------------------------------------------------------------------------
 
 
+def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first record, with the rows of the others in it, or instead of those of the same name and threads."""
+    record = records[0]
+    for kind in ("rows", "neighbour"):
+        found = {(row["name"], row["threads"]): row for one in records for row in one.get(kind, [])}
+        record[kind] = list(found.values())
+    record["again"] = len(records) - 1
+    return record
+
+
 def caption(record: dict[str, Any]) -> str:
     """What was measured where, when and with what: one sentence each."""
     machine, versions = record["machine"], {}
@@ -83,6 +94,8 @@ def caption(record: dict[str, Any]) -> str:
             said += f"{limits['threads']} thread{'s' * (limits['threads'] > 1)}: "
             said += f"{limits['flops'] / 1e9:.0f} GFLOP/s multiply-add peak, "
             said += f"{limits['bytes'] / 1e9:.1f} GB/s from memory. "
+    if record.get("again"):
+        said += f"With rows measured again in {record['again']} later run{'s' * (record['again'] > 1)}. "
     return said + record["date"][:10] + "."
 
 
@@ -124,7 +137,7 @@ def rows_table(rows: list[Row], spreads: bool = True, plain: bool = True) -> str
     return markdown(header, lines)
 
 
-def beside(yardstick: str, rows: list[Row]) -> str:
+def yardstick_table(yardstick: str, rows: list[Row]) -> str:
     """Geometric means of a yardstick's ratios, by cell: inference, training, both."""
     lines = []
     for cell in CELLS:
@@ -195,7 +208,7 @@ def results(record: dict[str, Any], rows: list[Row], pictures: list[str], learne
         if chosen:
             parts += [f"## {title}\n", rows_table(chosen), means(chosen)]
     for yardstick in YARDSTICKS:
-        if said := beside(yardstick, rows):
+        if said := yardstick_table(yardstick, rows):
             parts += [f"## Beside {yardstick}\n", f"Its time divided by {OURS}'s, geometric means.\n", said]
     if record["startup"]:
         measures = [startup.Measure(**one) for one in record["startup"]]
