@@ -67,6 +67,7 @@ class Library:
             self.job.call()
             first = time.perf_counter() - start
             np.savez(path, **self.job.results())  # type: ignore[arg-type]
+        settle()
         return {"first": first}
 
     def tune(self, ways: list[str], sample: float = SAMPLE) -> Answer:
@@ -86,6 +87,7 @@ class Library:
             self._sample(1)
         self.number = max(1, math.ceil(sample / each))
         self.short = each < SHORT
+        settle()
         return {"way": best, "number": self.number, "seconds": each}
 
     def time(self) -> Answer:

@@ -2,6 +2,7 @@
 not timed, a peer that is not there is named, and the report says what the record says.
 """
 
+import hashlib
 import importlib
 import itertools
 import json
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -341,6 +343,22 @@ def test_a_wrong_result_is_refused(tmp_path, case):
     assert "fastrnn" not in row.get("beside", {})
     assert row["outcomes"]["fastrnn"]["seconds"] == []
     assert row["outcomes"]["numpy"]["status"] == "timed"
+
+
+def test_settling(bench, monkeypatch):
+    """Whoever was timed has no thread running any more when the next one's turn comes."""
+    quiet, ended = bench("quiet"), []
+    monkeypatch.setattr(quiet, "LONGEST", 60)
+
+    def spin():
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 300_000)  # without the GIL
+        ended.append(True)
+
+    spinning = threading.Thread(target=spin)
+    spinning.start()
+    quiet.settle()
+    assert ended
+    spinning.join()
 
 
 def test_starts(bench, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -27,10 +28,10 @@ class Crew:
                 pool.submit(os.sched_setaffinity, 0, [processors[k % len(processors)]]).result()
         self.repeats = 1
         self()  # compiles
-        # The best of three: one stall of the machine, and all calls would be too short to measure anything by.
-        while (took := min(self._seconds() for _ in range(3))) < TARGET / 4:
-            self.repeats *= 2
-        self.repeats = max(1, round(self.repeats * TARGET / took))
+        # The best of three, and again when it is long enough: a stall or two of the machine, and all calls would be too
+        # short to measure anything by.
+        while (took := min(self._seconds() for _ in range(3))) < TARGET / 2:
+            self.repeats = math.ceil(self.repeats * min(8.0, TARGET / took))
 
     def _seconds(self) -> float:
         start = time.perf_counter()
