@@ -32,7 +32,7 @@ before h, ascending.
 import numpy as np
 
 from .._jit import SMALL, device, kernel, part
-from ..simd.sync import turns
+from ..simd.sync import to_and_fro, turns
 from ..simd.target import COLS
 from ..simd.vector import block, block_of, fma, lanes, lanes_of, load, only, pointwise, read, stack, store
 from .activations import dsigmoid, dtanh, sigmoid, tanh
@@ -58,6 +58,7 @@ from .panels import (
     steps_of_item,
     tape_at,
     tiles,
+    which_way,
 )
 from .writing import places, write_item
 
@@ -674,11 +675,12 @@ def gru_steps(w, layer, x, out, h_0):
     the shapes do not fit or the work is not small.
 
     w : packed weights, read
-    layer : from 0, of L
+    layer : from 0, of L; or ~layer, see `which_way`
     x : (T, B, I), read, if it is the first layer; those above it read the y below
     out : (T + 1, L, B, H), of this layer written: y of all steps, h
     h_0 : (L, B, H), of this layer read
     """
+    layer, turn = which_way(layer)
     if not step_fits(layer, x, out, h_0):
         return False
     steps, h_size = len(x), out.shape[3]
@@ -692,9 +694,9 @@ def gru_steps(w, layer, x, out, h_0):
     ids = np.empty(0, np.int64)
     for t in range(steps):
         below, y = step_input(t, layer, x, out), out[t][layer]
-        for panel in range(panels):
+        for k in range(panels):
             forward_item(
-                0, batch, panel, 0, 0, 0, 0, batch, i_size, h_size, h_size, 0,
+                0, batch, to_and_fro(k, panels, t + turn), 0, 0, 0, 0, batch, i_size, h_size, h_size, 0,
                 below, ids, none, w, None, before, y, none, none, work, before, h_size,
             )  # fmt: skip
         before = y

@@ -48,7 +48,7 @@ before h, ascending.
 import numpy as np
 
 from .._jit import SMALL, device, kernel, large_part, part
-from ..simd.sync import turns
+from ..simd.sync import to_and_fro, turns
 from ..simd.target import COLS
 from ..simd.vector import (
     block,
@@ -91,6 +91,7 @@ from .panels import (
     steps_of_item,
     tape_at,
     tiles,
+    which_way,
 )
 from .writing import places, write_item
 
@@ -1259,11 +1260,12 @@ def lstm_steps(w, peep, form, coupled, layer, x, out, h_0, c_0):
     not small.
 
     w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
-    layer : from 0, of L
+    layer : from 0, of L; or ~layer, see `which_way`
     x : (T, B, I), read, if it is the first layer; those above it read the y below
     out : (T + 2, L, B, H), of this layer written: y of all steps, h, c
     h_0, c_0 : (L, B, H), of this layer read
     """
+    layer, turn = which_way(layer)
     if not step_fits(layer, x, out, h_0) or not step_fits(layer, x, out, c_0):
         return False
     steps, h_size = len(x), out.shape[3]
@@ -1278,9 +1280,9 @@ def lstm_steps(w, peep, form, coupled, layer, x, out, h_0, c_0):
     ids = np.empty(0, np.int64)
     for t in range(steps):
         below, y = step_input(t, layer, x, out), out[t][layer]
-        for panel in range(panels):
+        for k in range(panels):
             forward_item(
-                0, batch, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
+                0, batch, to_and_fro(k, panels, t + turn), 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
                 below, ids, none, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
             )  # fmt: skip
         before, cells = y, c

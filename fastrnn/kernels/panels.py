@@ -167,6 +167,14 @@ def step_fits(layer, x, out, h_0):
 
 
 @device
+def which_way(layer):
+    """Of the layer that a cell's steps are told, which it is and whether to begin with the last panel: ~layer says so.
+    Calls that do in turns find some of the weights in the cache, see `to_and_fro`.
+    """
+    return (~layer, 1) if layer < 0 else (layer, 0)
+
+
+@device
 def step_input(t, layer, x, out):
     """(B, I) or, above the first layer, (B, H): the y below."""
     return x[t] if layer == 0 else out[t][layer - 1]

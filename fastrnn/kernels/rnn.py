@@ -22,7 +22,7 @@ before h, ascending.
 import numpy as np
 
 from .._jit import SMALL, kernel, part
-from ..simd.sync import turns
+from ..simd.sync import to_and_fro, turns
 from ..simd.target import COLS
 from ..simd.vector import lanes_of, load, pointwise, stack, store
 from .activations import drelu, dsigmoid, dtanh, relu, sigmoid, tanh
@@ -42,6 +42,7 @@ from .panels import (
     step_input,
     steps_of_item,
     tiles,
+    which_way,
 )
 from .writing import places, write_item
 
@@ -337,17 +338,19 @@ def rnn_steps(w, nonlinearity, layer, x, out, h_0):
     not small.
 
     w : packed weights, read
-    layer : from 0, of L
+    layer : from 0, of L; or ~layer, see `which_way`
     x : (T, B, I), read, if it is the first layer; those above it read the y below
     out : (T + 1, L, B, H), of this layer written: y of all steps, h
     h_0 : (L, B, H), of this layer read
     """
+    layer, turn = which_way(layer)
     if not step_fits(layer, x, out, h_0):
         return False
     steps, h_size = len(x), out.shape[3]
     batch, i_size = step_input(0, layer, x, out).shape
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
+    groups = (vectors + COLS - 1) // COLS
     if len(w) != vectors * lane * (1 + i_size + h_size) or steps * batch * len(w) > SMALL:
         return False
     before = h_0[layer]
@@ -355,9 +358,9 @@ def rnn_steps(w, nonlinearity, layer, x, out, h_0):
     ids = np.empty(0, np.int64)
     for t in range(steps):
         below, y = step_input(t, layer, x, out), out[t][layer]
-        for q in range((vectors + COLS - 1) // COLS):
+        for k in range(groups):
             forward_item(
-                0, batch, q, 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity,
+                0, batch, to_and_fro(k, groups, t + turn), 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity,
                 below, ids, none, w, None, before, y, z,
             )  # fmt: skip
         before = y

@@ -33,8 +33,9 @@ and no further. G: gates, 4 of an LSTM (coupled 3), 3 of a GRU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,7 @@ from .store import Store
 
 NO_IDS = np.empty((0, 0), np.int64)
 HOISTED = 1 << 25  # bytes that U x of all steps may take
+LARGE = 1 << 20  # bytes of weights that a core's cache does not keep from one step to the next
 MERGES = ("concat", "sum")
 
 
@@ -264,8 +266,9 @@ class Recurrent(Layer):
         self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
         self._compiled: Any = None  # `quick`, once it has been called for
         # The version of the parameters, how many numbers a small x of one step has at the most, and one of more steps,
-        # and `quick` with the parameters: the first layer's, and those of the layers above.
-        self._ready: tuple[int, int, int, Any, list[Any]] | None = None
+        # and, from panel to panel forth and back in turns, `quick` with the parameters: the first layer's, and those of
+        # the layers above.
+        self._ready: tuple[int, int, int, Iterator[tuple[Any, list[Any]]]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None, "_ready": None}  # compiled code stays where it is
@@ -327,7 +330,7 @@ class Recurrent(Layer):
                 self._make_ready(now)
             if self._ready is None:
                 return None
-            version, one, more, first, above = self._ready
+            version, one, more, turns = self._ready
             # Compiled code does not look at the order of bytes: once Numba has seen a misaligned array, it takes those
             # of the other order for its like.
             if now.size > (one if steps == 1 else more) or version != self.store.version or not now.dtype.isnative:
@@ -341,6 +344,7 @@ class Recurrent(Layer):
             if len(h0) != self.num_layers or not (h0.dtype.isnative and c0.dtype.isnative):
                 return None
             out = np.empty((steps + self.states, *h0.shape), self.dtype)
+            first, above = next(turns)
             if self.states == 1:
                 if not first(now, out, h0) or (above and not all(up(now, out, h0) for up in above)):
                     return None
@@ -805,8 +809,15 @@ class Recurrent(Layer):
             self._compiled = self.quick.for_types(*made[0], 0, a[0], a, *self.states * (a[0],))
         # A step too large for one layer is not begun in those below it.
         most = min(SMALL // own[0].size for own in made if own is not None) * self.input_size
-        first, *above = [partial(self._compiled, *own, layer) for layer, own in enumerate(made) if own is not None]
-        self._ready = version, most, 0 if self._waits(max(widths), 1) else most, first, above
+        turns = []
+        for forth in (True, False) if sum(own[0].nbytes for own in made if own is not None) >= LARGE else (True,):
+            first, *above = [
+                partial(self._compiled, *own, layer if forth else ~layer)
+                for layer, own in enumerate(made)
+                if own is not None
+            ]
+            turns.append((first, above))
+        self._ready = version, most, 0 if self._waits(max(widths), 1) else most, cycle(turns)
 
     def _tape(self, rows: int) -> np.ndarray:
         """A tape of so many rows, flat."""

@@ -7,7 +7,8 @@ whatever the operating system does with the helpers. A barrier over a fixed team
 of two cores its 95th percentile was nine times as long.
 
 Each worker takes its own share of the items first, in every step the same, so that the weights which belong to them
-stay in its cache, and then what is left of the others' shares.
+stay in its cache, forth and back in turns, so that part of them stay there that are too large for it; and then what is
+left of the others' shares.
 
 One phase of a kernel uses (1 + workers) cache lines of `tickets`: how many items are finished, then for each worker
 how many of its share are taken. Both only ever grow, so that nothing has to be reset between steps. The functions below
@@ -150,6 +151,17 @@ else:
 
 
 @device
+def to_and_fro(n, count, turn):
+    """The n-th of `count` items, in odd turns from the last one down. What belongs to the last items of one turn is
+    then still in the cache when the next begins, however much all of it is.
+
+    An LSTM with (T, B, I, H) = (100, 1, 512, 512), 2 MiB of weights a core and 1 MiB of second-level cache, took 0.92
+    of the time, a GRU 0.87; training did not change.
+    """
+    return count - 1 - n if turn % 2 else n
+
+
+@device
 def take(tickets, phase, worker, workers, step, items):
     """An item of `step` that nobody has taken, or -1. Own share first, then the others'."""
     base = phase * (1 + workers) * LINE
@@ -162,12 +174,13 @@ def take(tickets, phase, worker, workers, step, items):
         at = base + (1 + owner) * LINE
         taken = atomic_load(tickets, at)
         while taken < (step + 1) * share:
+            seen = taken
             if workers == 1:
                 put(tickets, at, taken + 1)
-                return first + taken - step * share
-            seen = compare_swap(tickets, at, taken, taken + 1)
+            else:
+                seen = compare_swap(tickets, at, taken, taken + 1)
             if seen == taken:
-                return first + taken - step * share
+                return first + to_and_fro(taken - step * share, share, step)
             taken = seen
     return -1
 
