@@ -134,9 +134,9 @@ def add_column_sums(out: np.ndarray, a: np.ndarray, order: int = 1) -> None:
     """out (M,) += the sum over the rows of a (N, M), in ascending order, with order -1 in descending order."""
     rows, columns = a.shape
     w = lanes(a.dtype)
-    work = float(rows) * columns
+    work = 4.0 * rows * columns  # a number that comes from memory costs about as much as four multiply-adds, or more
     workers = workers_for(work, -(-columns // w))
-    launch(matmul.column_sums, workers, 1, work, rows, columns, order, a.reshape(-1), out)
+    launch(matmul.column_sums, workers, 1, work, rows, columns, workers, order, a.reshape(-1), out)
 
 
 def gather(a: np.ndarray, ids: np.ndarray) -> np.ndarray:
