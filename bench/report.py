@@ -70,11 +70,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first record, with the rows of the others in it, or instead of those of the same name and threads."""
+    """The first record, with the rows of the others in it, or instead of those of the same name and threads. What is no
+    row of a case is taken whole from the last record that has it.
+    """
     record = records[0]
     for kind in ("rows", "neighbour"):
         found = {(row["name"], row["threads"]): row for one in records for row in one.get(kind, [])}
         record[kind] = list(found.values())
+    for kind in ("startup", "installed", "memory"):
+        record[kind] = next((one[kind] for one in reversed(records) if one.get(kind)), record.get(kind))
     record["again"] = len(records) - 1
     return record
 

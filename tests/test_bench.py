@@ -208,15 +208,23 @@ def test_cases(bench):
 
 def test_later_records_replace_rows(bench):
     """Of the same name and threads; what they have besides is added, and it is said that there were several."""
-    first = {"rows": [{"name": "a", "threads": 2, "n": 1}, {"name": "b", "threads": 2, "n": 2}], "date": "1"}
+    first = {
+        "rows": [{"name": "a", "threads": 2, "n": 1}, {"name": "b", "threads": 2, "n": 2}],
+        "startup": [1],
+        "memory": [2],
+        "date": "1",
+    }
     later = {
         "rows": [{"name": "b", "threads": 2, "n": 3}, {"name": "b", "threads": 1, "n": 4}],
         "neighbour": [],
+        "startup": [3],
+        "memory": [],
         "date": "2",
     }
     found = bench("report").merged([first, later])
     assert [row["n"] for row in found["rows"]] == [1, 3, 4]
     assert (found["date"], found["again"], found["neighbour"]) == ("1", 1, [])
+    assert (found["startup"], found["memory"]) == ([3], [2])
     assert bench("report").merged([later])["again"] == 0
 
 
