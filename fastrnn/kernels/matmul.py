@@ -15,8 +15,8 @@ from ..simd.tile import tile
 from ..simd.vector import block_of, lanes, lanes_of, pointwise, prefetch, stack
 from .panels import CHUNK, WORK, add_in, add_out, add_rows, copy_in, copy_out, pack_rows, pack_transposed, tiles
 
-# Rows summed at a time by `gradient`: a strip of X and one of A are then 64 KiB each in float32, and both in the
-# second-level cache beside the weights' gradient.
+# Rows summed at a time by `gradient`: a strip of X is then 128 KiB, in the second-level cache beside the weights'
+# gradient. (96 to 256 rows, whose strip fits nearer, were as fast: the gradient comes and goes more often then.)
 BLOCK = 512
 
 

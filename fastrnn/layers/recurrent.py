@@ -801,23 +801,20 @@ class Recurrent(Layer):
             return
         version = self.store.version
         widths = [self.input_size] + (self.num_layers - 1) * [self.hidden_size]
-        made = [self._quick_with(f"l{layer}", width) for layer, width in enumerate(widths)]
-        if made[0] is None:
+        each = [self._quick_with(f"l{layer}", width) for layer, width in enumerate(widths)]
+        made = [own for own in each if own is not None]
+        if not made:
             return
         if self._compiled is None:
             a = np.empty((1, 1, 1, 1), self.dtype)
             self._compiled = self.quick.for_types(*made[0], 0, a[0], a, *self.states * (a[0],))
         # A step too large for one layer is not begun in those below it.
-        most = min(SMALL // own[0].size for own in made if own is not None) * self.input_size
-        turns = []
-        for forth in (True, False) if sum(own[0].nbytes for own in made if own is not None) >= LARGE else (True,):
-            first, *above = [
-                partial(self._compiled, *own, layer if forth else ~layer)
-                for layer, own in enumerate(made)
-                if own is not None
-            ]
-            turns.append((first, above))
-        self._ready = version, most, 0 if self._waits(max(widths), 1) else most, cycle(turns)
+        most = min(SMALL // own[0].size for own in made) * self.input_size
+        forth = [partial(self._compiled, *own, layer) for layer, own in enumerate(made)]
+        back = [partial(self._compiled, *own, ~layer) for layer, own in enumerate(made)]
+        ways = [forth, back] if sum(own[0].nbytes for own in made) >= LARGE else [forth]
+        turns = cycle([(first, above) for first, *above in ways])
+        self._ready = version, most, 0 if self._waits(max(widths), 1) else most, turns
 
     def _tape(self, rows: int) -> np.ndarray:
         """A tape of so many rows, flat."""
