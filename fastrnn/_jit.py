@@ -22,6 +22,8 @@ import numba
 import numpy as np
 import numpy.ma  # Numba does at the first call, and a fork just then leaves the module locked in the child
 from numba.core import caching, config, event
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 
 # Below this many multiply-adds (about 100 us on one core) a kernel runs in the caller alone and keeps the GIL.
@@ -32,30 +34,95 @@ _log = logging.getLogger("fastrnn")
 _log.addHandler(logging.NullHandler())
 
 FLAGS: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True}
-DEVICE: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True}
+
+
+class _Text(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
+    """A device function as Numba has written it, neither optimized nor translated: that is done once, with all of the
+    kernel that it belongs to.
+
+    Numba's own way is to do both for every function alone and then again within whatever calls it, at each level, and
+    to copy what it inlines variable by variable: half of a cold training step.
+    """
+
+    def _optimize_functions(self, module: Any) -> None:
+        pass
+
+    def finalize(self) -> None:
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        return 0  # to Numba: there is no such function
+
+    @property
+    def codegen(self) -> Any:
+        return self
+
+    def set_env(self, name: str, env: Any) -> None:
+        pass  # what a Python function has besides its code; nothing of ours looks at it
+
+
+class _Whole(JITCodeLibrary):  # type: ignore[misc]
+    """A kernel: its own text, and that of every function that it calls."""
+
+    def _optimize_functions(self, module: Any) -> None:
+        pass
+
+    def finalize(self) -> None:
+        todo, self._linking_libraries = self._linking_libraries, []
+        seen, names = set(), []
+        while todo:
+            library = todo.pop()
+            if library in seen:
+                continue
+            seen.add(library)
+            if not isinstance(library, _Text):
+                self._linking_libraries.append(library)
+                continue
+            todo += library._linking_libraries
+            self._reload_init.update(library._reload_init)
+            names += [f.name for f in library._final_module.functions if not f.is_declaration]
+            self._final_module.link_in(library._final_module, preserve=True)
+        # As Numba gives them away. (Known to be called from one place only, the generator of sync.py was written there
+        # too, and its items took 0.02 us more.)
+        for name in names:
+            self._final_module.get_function(name).linkage = "linkonce_odr"
+        super().finalize()
+
+
+class _Compiler(Compiler):  # type: ignore[misc]
+    library: type
+
+    def _compile_core(self) -> Any:
+        if self.state.library is None:
+            self.state.library = self.library(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
+            self.state.library.enable_object_caching()
+        return super()._compile_core()
+
+
+class _TextCompiler(_Compiler):
+    library = _Text
+
+
+class _KernelCompiler(_Compiler):
+    library = _Whole
+
+
+DEVICE: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True, "pipeline_class": _TextCompiler}
 
 
 def device(function: Callable[..., Any]) -> Any:
-    """A function that only kernels call; compiled into each of them."""
+    """A function that only kernels call; LLVM decides where it is written into its callers."""
     return numba.njit(**DEVICE)(function)
 
 
 def part(function: Callable[..., Any]) -> Any:
-    """A `device` function that is large and called from one place in a kernel: written into its caller.
-
-    Numba optimizes and translates a device function on its own and then again within whatever calls it, at each level:
-    that is seconds of a cold training step.
-    """
-    return numba.njit(inline="always", **DEVICE)(function)
-
-
-def large_part(function: Callable[..., Any]) -> Any:
-    """A `part` of hundreds of variables, of which Numba would copy every one for each of its blocks: of a cold LSTM's
-    first inference that was a third. So LLVM writes it into its caller.
-
-    Of other parts, this one's cost was as large (the second translation), or larger.
-    """
+    """A `device` function that is one place's text put under a name of its own: LLVM writes it into its callers."""
     return numba.njit(forceinline=True, **DEVICE)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A `device` function that Numba writes into its callers: a generator cannot be handed on otherwise."""
+    return numba.njit(inline="always", **DEVICE)(function)
 
 
 class kernel:  # noqa: N801 - read as a decorator
@@ -91,7 +158,7 @@ class kernel:  # noqa: N801 - read as a decorator
         return made
 
     def _compile(self, nogil: bool) -> Any:
-        made = numba.njit(nogil=nogil, **FLAGS)(self.py_func)
+        made = numba.njit(nogil=nogil, pipeline_class=_KernelCompiler, **FLAGS)(self.py_func)
         if not config.DISABLE_JIT:
             form, folder = "released" if nogil else "held", cache_folder()
             name = f"{self.__name__} ({form})"
@@ -103,6 +170,19 @@ class kernel:  # noqa: N801 - read as a decorator
         """How many times this process compiled it or loaded it from the cache."""
         made = [self.__dict__[name] for name in ("held", "released") if name in self.__dict__]
         return sum(len(m.signatures) for m in made if hasattr(m, "signatures"))  # without JIT they are functions
+
+
+_before_loading: list[Callable[[tuple[Any, ...]], None]] = []
+
+
+def before_loading(function: Callable[[tuple[Any, ...]], None]) -> Callable[[tuple[Any, ...]], None]:
+    """A function that is told the types of a kernel before compiled code for them is loaded.
+
+    Whoever writes calls by name into kernels sees to it that these names are known by then: for one that it does not
+    know LLVM ends the process.
+    """
+    _before_loading.append(function)
+    return function
 
 
 class _NoCollection(event.Listener):  # type: ignore[misc]  # Numba has no types
@@ -293,6 +373,8 @@ def _cache_class(folder: Path) -> type:
             self._since = perf_counter()
             if not self._may_be_used():
                 return None
+            for function in _before_loading:
+                function(sig)
             try:
                 found = super().load_overload(sig, target_context)
             except Exception:  # a damaged or half-written entry is an entry that is not there

@@ -4,12 +4,16 @@ Helpers are ordinary Python threads, parked in a queue, so there is no threading
 A call hands its job to the helpers that are idle and starts working at once; a helper that comes late finds no tickets
 left (see simd/sync.py) and parks again. Numba's own pool and its settings are never touched.
 
+Before it parks a helper looks for the next job where it costs nobody anything to hand one out (simd/post.py), for half
+a millisecond: calls that follow each other find it at work at once. So work is divided then that is too little to wake
+anybody for.
+
 A helper works only while its caller does: it begins when the caller is in the kernel, which does not return before all
 items are finished. From long work the caller returns now and then, so that Python can run what a signal asks for; if
 that raises (Ctrl-C), the rest is called off. Whatever exception strikes the caller, at whatever moment, nobody writes
 into its arrays afterwards.
 
-An idle helper is at work about 20 us after the call; a `prange` launch (OpenMP layer) takes 3 us, but is compiled a
+A parked helper is at work about 20 us after the call, one at the post within 1; a `prange` launch (OpenMP layer) takes 3 us, but is compiled a
 second time, takes the GIL twice, kills or hangs a forked child, and on another layer aborts when two threads launch.
 """
 
@@ -21,13 +25,16 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from queue import SimpleQueue
 from time import monotonic_ns, sleep
 from typing import Any, NamedTuple
 
+import numpy as np
 from numba.core import config
 
 from ._jit import SMALL, kernel
+from .simd.post import ELSEWHERE, MASK, POST, WAITING, new_post, serve, withdraw
 from .simd.sync import AWAY, CALLER, UNTIL, call_off, new_tickets
 
 # Seconds between looks at whether the caller has begun.
@@ -35,6 +42,11 @@ PATIENCE = (0.0, 0.0, 0.0, 5e-5, 1e-4, 2e-4, 5e-4)
 
 # Multiply-adds from which work is long: 5 ms to 1 s. In it the caller looks for signals so many nanoseconds apart.
 LONG, APART = 1e9, 200_000_000
+
+# Nanoseconds for which a helper that has done a job looks for the next before it parks; and multiply-adds from which
+# work is divided if one does.
+LINGER, DIVIDED = 500_000, 400_000
+NEW = 8  # jobs after which a helper does so: to compile what it takes would make a first call longer
 
 _log = logging.getLogger("fastrnn")
 
@@ -46,7 +58,10 @@ class _Team:
         self.jobs: SimpleQueue[Any] = SimpleQueue()
         self.lock = threading.Lock()
         self.threads: list[threading.Thread] = []
-        self.busy = 0
+        self.post = new_post()
+        self.at = self.post.ctypes.data
+        self.wanted = 0  # when there was last work for helpers at the post, and nobody there
+        self.asked = False
 
     def grow(self, count: int) -> None:
         with self.lock:
@@ -58,20 +73,38 @@ class _Team:
                     return
                 self.threads.append(thread)
 
+    def ask(self) -> None:
+        """Asks the helpers to wait at the post."""
+        self.asked = True
+        self.grow(get_num_threads() - 1)
+        cpu = _cpu()
+        for _ in self.threads:
+            self.jobs.put((cpu, None))
+
     def _help(self) -> None:
-        while True:
-            run, worker, workers, tickets, args, cpu, helping = self.jobs.get()
-            helping.append(worker)
+        allowed, others = np.zeros((2, MASK), np.int64)
+        for done in count():
+            cpu, job = self.jobs.get()
             if cpu >= 0 and _cpu() == cpu:
                 _leave(cpu)
-            if _has_begun(tickets):
-                try:
-                    run(worker, workers, tickets, *args)
-                except Exception as error:  # no memory to begin with, say: the others do its share
-                    _log.debug("a helper gave up: %s", error)
-            helping.pop()
+            asked = job is None
+            if not asked:
+                self._do(*job)
             # Parked, a helper must not keep the arrays of its last job alive.
-            del run, tickets, args
+            del job
+            if asked or done >= NEW:
+                allowed[:] = _processors()
+                serve.released(self.post, LINGER, allowed, others)
+            self.asked = False
+
+    def _do(self, run: Any, worker: int, workers: int, tickets: Any, args: Any, helping: list[int]) -> None:
+        helping.append(worker)
+        if _has_begun(tickets):
+            try:
+                run(worker, workers, tickets, *args)
+            except Exception as error:  # no memory to begin with, say: the others do its share
+                _log.debug("a helper gave up: %s", error)
+        helping.pop()
 
 
 def _has_begun(tickets: Any) -> bool:
@@ -100,6 +133,14 @@ def _find_cpu() -> Callable[[], int]:
 _cpu = _find_cpu()
 
 
+def _processors() -> np.ndarray:
+    """A bit for each processor that this process may use, all where that cannot be known."""
+    if not hasattr(os, "sched_getaffinity"):
+        return np.full(MASK, -1)
+    bits = sum(1 << cpu for cpu in os.sched_getaffinity(os.getpid()) if cpu < 64 * MASK)
+    return np.frombuffer(bits.to_bytes(8 * MASK, "little"), "<i8")
+
+
 def _leave(cpu: int) -> None:
     """Moves the calling helper to another processor.
 
@@ -114,6 +155,9 @@ def _leave(cpu: int) -> None:
 
 
 _team = _Team()
+
+_NO_TICKETS = new_tickets(1, 1)
+ALONE = 0, 1, _NO_TICKETS.ctypes.data  # worker, workers and tickets of few steps that the caller takes alone
 
 
 def _after_fork() -> None:
@@ -190,9 +234,39 @@ def set_num_threads(n: int) -> None:
 
 def workers_for(work: float, items: int) -> int:
     """How many workers `work` multiply-adds in `items` pieces are worth."""
-    if work < SMALL or config.DISABLE_JIT:
+    if config.DISABLE_JIT or work < DIVIDED:
         return 1
-    return max(1, min(get_num_threads(), items))
+    workers = get_num_threads() if work >= SMALL else at_hand()
+    return max(1, min(workers, items))
+
+
+def at_hand() -> int:
+    """How many workers there are for work that is too little to wake anybody: the caller and the helpers that wait at
+    the post. Where such work comes again and again they are asked to.
+    """
+    team = _team
+    if waiting := team.post[WAITING]:
+        return min(get_num_threads(), 1 + int(waiting))
+    now = monotonic_ns()
+    if now - team.wanted < LINGER and not team.asked and get_num_threads() > 1:
+        team.ask()
+    team.wanted = now
+    return 1
+
+
+def divide(run: Any, given: tuple[Any, ...], workers: int, *args: Any) -> Any:
+    """What compiled code `run`, which begins with `worker`, `workers` and where tickets are, gives the caller; helpers
+    that wait at the post are the other workers.
+    """
+    team, tickets = _team, new_tickets(1, workers)
+    tickets[POST] = team.at
+    try:
+        result = run(0, workers, tickets.ctypes.data, *given, *args)
+        withdraw.held(team.post, tickets)
+        return result
+    except BaseException:
+        _call_off(team, tickets, [])
+        raise
 
 
 def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> None:
@@ -200,39 +274,49 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
     if _asked:
         _seen.add((run, workers, work, args[run.shown]))
     tickets = new_tickets(phases, workers)
-    if work < SMALL:
+    if workers == 1 and work < SMALL:
         run.held(0, 1, tickets, *args)
         return
-    helping: list[int] = []  # helpers that have taken the job and not yet left it
+    team = _team
+    helping: list[int] = []  # helpers that have taken the job from the queue and not yet left it
     try:
         if workers > 1:
-            _hand_out(run, workers, tickets, args, helping)
+            if work < SMALL or (team.post[WAITING] >= workers - 1 and isinstance(run, kernel)):
+                tickets[POST] = team.at
+            else:
+                _hand_out(team, run, workers, tickets, args, helping)
         if work < LONG:
-            run.released(0, workers, tickets, *args)
-            return
-        tickets[AWAY] = 1
-        while tickets[AWAY]:
-            tickets[AWAY], tickets[UNTIL] = 0, monotonic_ns() + APART
-            run.released(0, workers, tickets, *args)
+            (run.held if work < SMALL else run.released)(0, workers, tickets, *args)
+        else:
+            tickets[AWAY] = 1
+            while tickets[AWAY]:
+                tickets[AWAY], tickets[UNTIL] = 0, monotonic_ns() + APART
+                run.released(0, workers, tickets, *args)
+        if tickets[POST]:
+            withdraw.held(team.post, tickets)
     except BaseException:
-        _call_off(tickets, helping)
+        _call_off(team, tickets, helping)
         raise
 
 
-def _hand_out(run: kernel, workers: int, tickets: Any, args: tuple[Any, ...], helping: list[int]) -> None:
-    team = _team
+def _hand_out(
+    team: _Team, run: kernel, workers: int, tickets: Any, args: tuple[Any, ...], helping: list[int]
+) -> None:  # fmt: skip
     if len(team.threads) < workers - 1:
         team.grow(workers - 1)
     cpu = _cpu()
     for worker in range(1, workers):
-        team.jobs.put((run.released, worker, workers, tickets, args, cpu, helping))
+        team.jobs.put((cpu, (run.released, worker, workers, tickets, args, helping)))
+    team.post[ELSEWHERE] += 1  # whoever waits at the post, too few for this job, comes
 
 
-def _call_off(tickets: Any, helping: list[int]) -> None:
+def _call_off(team: _Team, tickets: Any, helping: list[int]) -> None:
     """Returns when no helper works on the job any more, whatever signals come meanwhile: arrays are given back then."""
     while True:
         try:
             call_off(tickets)
+            if tickets[POST]:
+                withdraw.held(team.post, tickets)
             while helping:
                 sleep(1e-4)
             return

@@ -32,7 +32,8 @@ before h, ascending.
 import numpy as np
 
 from .._jit import SMALL, device, kernel, part
-from ..simd.sync import to_and_fro, turns
+from ..simd.post import share
+from ..simd.sync import finish, next_item, turns, wait
 from ..simd.target import COLS
 from ..simd.vector import block, block_of, fma, lanes, lanes_of, load, only, pointwise, read, stack, store
 from .activations import dsigmoid, dtanh, sigmoid, tanh
@@ -670,10 +671,11 @@ def gru_backward(
 
 
 @kernel
-def gru_steps(w, layer, x, out, h_0):
-    """Few steps of one layer, for the caller alone, with the reset gate after the product. False, and nothing done, if
-    the shapes do not fit or the work is not small.
+def gru_steps(worker, workers, tickets, w, layer, x, out, h_0):
+    """Few steps of one layer, with the reset gate after the product, for the caller alone or with those who wait at the
+    post. False, and nothing done, if the shapes do not fit or the work is not small.
 
+    tickets : their address
     w : packed weights, read
     layer : from 0, of L; or ~layer, see `which_way`
     x : (T, B, I), read, if it is the first layer; those above it read the y below
@@ -687,20 +689,28 @@ def gru_steps(w, layer, x, out, h_0):
     batch, i_size = step_input(0, layer, x, out).shape
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
-    if len(w) != panels * (TAPE + GATES * (i_size + h_size)) * lane or steps * batch * len(w) > SMALL:
+    if len(w) != panels * (TAPE + GATES * (i_size + h_size)) * lane or steps * batch * len(w) > SMALL * workers:
         return False
     before = h_0[layer]
     work, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
+    share(tickets, 0, worker)
     for t in range(steps):
         below, y = step_input(t, layer, x, out), out[t][layer]
         for k in range(panels):
+            panel = next_item(tickets, worker, workers, k, panels, t, turn)
+            if panel < 0:
+                break
             forward_item(
-                0, batch, to_and_fro(k, panels, t + turn), 0, 0, 0, 0, batch, i_size, h_size, h_size, 0,
+                0, batch, panel, 0, 0, 0, 0, batch, i_size, h_size, h_size, 0,
                 below, ids, none, w, None, before, y, none, none, work, before, h_size,
             )  # fmt: skip
+            if workers > 1:
+                finish(tickets, 0, workers)
+        if workers > 1:
+            wait(tickets, 0, workers, (t + 1) * panels)
         before = y
-    for k in range(0, batch * h_size, lane):
+    for k in range(0, batch * h_size if worker == 0 else 0, lane):
         copy_rows(out[steps][layer], k, before, k, batch * h_size - k)
     return True
 

@@ -47,8 +47,9 @@ before h, ascending.
 
 import numpy as np
 
-from .._jit import SMALL, device, kernel, large_part, part
-from ..simd.sync import to_and_fro, turns
+from .._jit import SMALL, device, kernel, part
+from ..simd.post import share
+from ..simd.sync import finish, next_item, turns, wait
 from ..simd.target import COLS
 from ..simd.vector import (
     block,
@@ -467,7 +468,7 @@ def add_norm_sums(
 # ---------------------------------------------------------------------------------------------------
 
 
-@large_part
+@part
 def forward_item(
     row0, row1, panel, n, before, c_row, total, i_size, h_size, o_size, h_line, flags,
     x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c0, c, gates, z,
@@ -1255,10 +1256,11 @@ def lstm_backward(
 
 
 @kernel
-def lstm_steps(w, peep, form, coupled, layer, x, out, h_0, c_0):
-    """Few steps of one layer, for the caller alone. False, and nothing done, if the shapes do not fit or the work is
-    not small.
+def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, x, out, h_0, c_0):
+    """Few steps of one layer, for the caller alone or with those who wait at the
+    post. False, and nothing done, if the shapes do not fit or the work is not small.
 
+    tickets : their address
     w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
     layer : from 0, of L; or ~layer, see `which_way`
     x : (T, B, I), read, if it is the first layer; those above it read the y below
@@ -1273,20 +1275,28 @@ def lstm_steps(w, peep, form, coupled, layer, x, out, h_0, c_0):
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
     number = GATES if coupled is None else GATES - 1
-    if len(w) != panels * number * (1 + i_size + h_size) * lane or steps * batch * len(w) > SMALL:
+    if len(w) != panels * number * (1 + i_size + h_size) * lane or steps * batch * len(w) > SMALL * workers:
         return False
     before, cells, c = h_0[layer], c_0[layer], out[steps + 1][layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
+    share(tickets, 0, worker)
     for t in range(steps):
         below, y = step_input(t, layer, x, out), out[t][layer]
         for k in range(panels):
+            panel = next_item(tickets, worker, workers, k, panels, t, turn)
+            if panel < 0:
+                break
             forward_item(
-                0, batch, to_and_fro(k, panels, t + turn), 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
+                0, batch, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
                 below, ids, none, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
             )  # fmt: skip
+            if workers > 1:
+                finish(tickets, 0, workers)
+        if workers > 1:
+            wait(tickets, 0, workers, (t + 1) * panels)
         before, cells = y, c
-    for k in range(0, batch * h_size, lane):
+    for k in range(0, batch * h_size if worker == 0 else 0, lane):
         copy_rows(out[steps][layer], k, before, k, batch * h_size - k)
     return True
 

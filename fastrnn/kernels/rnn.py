@@ -22,7 +22,8 @@ before h, ascending.
 import numpy as np
 
 from .._jit import SMALL, kernel, part
-from ..simd.sync import to_and_fro, turns
+from ..simd.post import share
+from ..simd.sync import finish, next_item, turns, wait
 from ..simd.target import COLS
 from ..simd.vector import lanes_of, load, pointwise, stack, store
 from .activations import drelu, dsigmoid, dtanh, relu, sigmoid, tanh
@@ -333,10 +334,11 @@ def rnn_backward(
 
 
 @kernel
-def rnn_steps(w, nonlinearity, layer, x, out, h_0):
-    """Few steps of one layer, for the caller alone. False, and nothing done, if the shapes do not fit or the work is
-    not small.
+def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, x, out, h_0):
+    """Few steps of one layer, for the caller alone or with those who wait at the
+    post. False, and nothing done, if the shapes do not fit or the work is not small.
 
+    tickets : their address
     w : packed weights, read
     layer : from 0, of L; or ~layer, see `which_way`
     x : (T, B, I), read, if it is the first layer; those above it read the y below
@@ -351,20 +353,28 @@ def rnn_steps(w, nonlinearity, layer, x, out, h_0):
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
     groups = (vectors + COLS - 1) // COLS
-    if len(w) != vectors * lane * (1 + i_size + h_size) or steps * batch * len(w) > SMALL:
+    if len(w) != vectors * lane * (1 + i_size + h_size) or steps * batch * len(w) > SMALL * workers:
         return False
     before = h_0[layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
+    share(tickets, 0, worker)
     for t in range(steps):
         below, y = step_input(t, layer, x, out), out[t][layer]
         for k in range(groups):
+            group = next_item(tickets, worker, workers, k, groups, t, turn)
+            if group < 0:
+                break
             forward_item(
-                0, batch, to_and_fro(k, groups, t + turn), 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity,
+                0, batch, group, 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity,
                 below, ids, none, w, None, before, y, z,
             )  # fmt: skip
+            if workers > 1:
+                finish(tickets, 0, workers)
+        if workers > 1:
+            wait(tickets, 0, workers, (t + 1) * groups)
         before = y
-    for k in range(0, batch * h_size, lane):
+    for k in range(0, batch * h_size if worker == 0 else 0, lane):
         copy_rows(out[steps][layer], k, before, k, batch * h_size - k)
     return True
 

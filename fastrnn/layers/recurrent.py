@@ -56,7 +56,7 @@ from ..checks import (
 )
 from ..kernels.panels import LONGEST, OVERHEAD, TAPE
 from ..simd.target import ROWS, lanes
-from ..threads import launch, workers_for
+from ..threads import ALONE, DIVIDED, at_hand, divide, get_num_threads, launch, workers_for
 from . import buffers
 from .layer import NOT_TAKEN, Layer, Tape, check_tape
 from .layout import Direction, Layout, ragged, take, uniform
@@ -265,10 +265,10 @@ class Recurrent(Layer):
         self._blocks = -(-h // unit)  # of a tape
         self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
         self._compiled: Any = None  # `quick`, once it has been called for
-        # The version of the parameters, how many numbers a small x of one step has at the most, and one of more steps,
-        # and, from panel to panel forth and back in turns, `quick` with the parameters: the first layer's, and those of
-        # the layers above.
-        self._ready: tuple[int, int, int, Iterator[tuple[Any, list[Any]]]] | None = None
+        # The version of the parameters; how many numbers a small x of one step has at the most, and one of more steps;
+        # from how many in a step on work is divided if a helper is at hand; and, from panel to panel forth and back in
+        # turns, `quick` with the parameters, for the caller alone and divided: the first layer's, and those above it.
+        self._ready: tuple[int, int, int, int, Iterator[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None, "_ready": None}  # compiled code stays where it is
@@ -330,10 +330,12 @@ class Recurrent(Layer):
                 self._make_ready(now)
             if self._ready is None:
                 return None
-            version, one, more, turns = self._ready
+            version, one, more, least, turns = self._ready
             # Compiled code does not look at the order of bytes: once Numba has seen a misaligned array, it takes those
             # of the other order for its like.
-            if now.size > (one if steps == 1 else more) or version != self.store.version or not now.dtype.isnative:
+            workers = at_hand() if now.size >= least * steps else 1
+            most = one if steps == 1 else more
+            if now.size > most * workers or version != self.store.version or not now.dtype.isnative:
                 return None
             if state is None:
                 h0 = c0 = np.zeros((self.num_layers, now.shape[1], self.hidden_size), self.dtype)
@@ -344,7 +346,9 @@ class Recurrent(Layer):
             if len(h0) != self.num_layers or not (h0.dtype.isnative and c0.dtype.isnative):
                 return None
             out = np.empty((steps + self.states, *h0.shape), self.dtype)
-            first, above = next(turns)
+            first, above = next(turns)[workers > 1]
+            if workers > 1:
+                first, above = partial(first, workers), [partial(up, workers) for up in above]
             if self.states == 1:
                 if not first(now, out, h0) or (above and not all(up(now, out, h0) for up in above)):
                     return None
@@ -797,7 +801,9 @@ class Recurrent(Layer):
         if self.directions > 1 or self.batch_first or self._unmasked is None or config.DISABLE_JIT:
             return
         sums = self.gates * self.hidden_size
-        if x.dtype != self.dtype or x.ndim != 3 or x.shape[2] != self.input_size or x.size * sums > SMALL:
+        if x.dtype != self.dtype or x.ndim != 3 or x.shape[2] != self.input_size:
+            return
+        if x.size * sums > SMALL * get_num_threads():
             return
         version = self.store.version
         widths = [self.input_size] + (self.num_layers - 1) * [self.hidden_size]
@@ -807,14 +813,17 @@ class Recurrent(Layer):
             return
         if self._compiled is None:
             a = np.empty((1, 1, 1, 1), self.dtype)
-            self._compiled = self.quick.for_types(*made[0], 0, a[0], a, *self.states * (a[0],))
+            self._compiled = self.quick.for_types(*ALONE, *made[0], 0, a[0], a, *self.states * (a[0],))
         # A step too large for one layer is not begun in those below it.
         most = min(SMALL // own[0].size for own in made) * self.input_size
-        forth = [partial(self._compiled, *own, layer) for layer, own in enumerate(made)]
-        back = [partial(self._compiled, *own, ~layer) for layer, own in enumerate(made)]
-        ways = [forth, back] if sum(own[0].nbytes for own in made) >= LARGE else [forth]
-        turns = cycle([(first, above) for first, *above in ways])
-        self._ready = version, most, 0 if self._waits(max(widths), 1) else most, turns
+        least = DIVIDED // max(own[0].size for own in made) * self.input_size
+        ways = []
+        for back in (False, True) if sum(own[0].nbytes for own in made) >= LARGE else (False,):
+            given = [(*own, ~layer if back else layer) for layer, own in enumerate(made)]
+            alone, *above = [partial(self._compiled, *ALONE, *own) for own in given]
+            divided, *above_divided = [partial(divide, self._compiled, own) for own in given]
+            ways.append(((alone, above), (divided, above_divided)))
+        self._ready = version, most, 0 if self._waits(max(widths), 1) else most, least, cycle(ways)
 
     def _tape(self, rows: int) -> np.ndarray:
         """A tape of so many rows, flat."""

@@ -28,10 +28,12 @@ from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
+from .._jit import before_loading, kernel
 from .target import COLS, ROWS
 from .vector import _FLOATS, _SUFFIX, I64, Index, Pointer, _splat, lanes, prefetch
 
 AHEAD = 4  # lines of b
+FEW = 1  # rows of a tile that takes no longer than its call: sequences of one row take 1.08 of the time if it is shared
 
 
 def _twin(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride):
@@ -44,20 +46,32 @@ def _twin(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k
     c.reshape(-1)[out] += a.reshape(-1)[left] @ b.reshape(-1)[right]
 
 
-def _emit(module: ir.Module, dtype: np.dtype, rows: int, cols: int) -> ir.Function:
-    """The function for one tile shape, written into `module` once; 0 rows: one, with lines of b fetched ahead."""
-    name = f"fastrnn.tile.{_SUFFIX[dtype]}.{rows}x{cols}"
-    if name in module.globals:
-        return module.globals[name]
+def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int) -> ir.Function:
+    """The function for one tile shape, as `module` knows it."""
+    ptr = _FLOATS[dtype].as_pointer()
+    fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, ptr, I64, I64, I64, I64, I64, ptr, I64])
+    fn = cgutils.get_or_insert_function(module, fnty, f"fastrnn.tile.{_SUFFIX[dtype]}.{rows}x{cols}")
+    fn.attributes.add("nounwind")
+    return fn
+
+
+def _own(module: ir.Module, dtype: np.dtype, rows: int, cols: int) -> ir.Function:
+    """The function for a tile of few rows, a kernel's own: what is the same in every call becomes part of it."""
+    fn = _declare(module, dtype, rows, cols)
+    if fn.is_declaration:
+        fn.linkage = "internal"
+        fn.attributes.add("noinline")
+        _emit(fn, dtype, rows, cols)
+    return fn
+
+
+def _emit(fn: ir.Function, dtype: np.dtype, rows: int, cols: int) -> None:
+    """Writes the function for one tile shape; 0 rows: one, with lines of b fetched ahead."""
+    module = fn.module
     ahead, rows = rows == 0, max(1, rows)
     real, size = _FLOATS[dtype], dtype.itemsize
     n = lanes(np.empty(0, dtype))
     vec, ptr = ir.VectorType(real, n), real.as_pointer()
-    fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, ptr, I64, I64, I64, I64, I64, ptr, I64])
-    fn = ir.Function(module, fnty, name)
-    fn.linkage = "internal"
-    fn.attributes.add("noinline")
-    fn.attributes.add("nounwind")
     c, c_stride, a, r_stride, seg, seg_stride, k_stride, n_seg, b, b_stride = fn.args
     fma = cgutils.get_or_insert_function(module, ir.FunctionType(vec, [vec] * 3), f"llvm.fma.v{n}{_SUFFIX[dtype]}")
     entry, outer, inner, tail, done = (fn.append_basic_block(x) for x in ("entry", "outer", "inner", "tail", "done"))
@@ -114,18 +128,29 @@ def _emit(module: ir.Module, dtype: np.dtype, rows: int, cols: int) -> ir.Functi
     for p, v in zip(out, result, strict=True):
         bld.store(v, p, align=size)
     bld.ret_void()
-    return fn
+
+
+def _shapes(typingctx, a):
+    dtype = np.dtype(str(a.dtype))
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        for r in range(FEW + 1, ROWS + 1):
+            for k in range(1, COLS + 1):
+                _emit(_declare(builder.module, dtype, r, k), dtype, r, k)
+        return context.get_dummy_value()
+
+    return types.none(a), codegen
 
 
 def _tile(
     typingctx, c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride
 ):
     ints = (types.int64,)
-    # A constant number of columns needs only its own shapes: a third less to compile in the LSTM's forward kernel.
     fixed = isinstance(cols, types.IntegerLiteral)
     wanted = [cols.literal_value] if fixed else range(1, COLS + 1)
     sig = types.none(c, *ints * 3, cols if fixed else types.int64, a, *ints * 6, b, *ints * 2)
     dtype = np.dtype(str(c.dtype))
+    _provide(dtype)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         def address(array: int, off: int) -> ir.Value:
@@ -142,12 +167,45 @@ def _tile(
                 block = builder.append_basic_block(f"tile.{r}x{k}")
                 switch.add_case(ir.Constant(I64, r * (COLS + 1) + k), block)
                 with builder.goto_block(block):
-                    builder.call(_emit(builder.module, dtype, r, k), args)
+                    builder.call((_own if r <= FEW else _declare)(builder.module, dtype, r, k), args)
                     builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
     return sig, codegen
+
+
+if not config.DISABLE_JIT:
+    shapes = intrinsic(_shapes)
+
+
+@kernel
+def tile_shapes(a):
+    """Nothing to call: the functions for all larger shapes, of the type of `a`. They are translated once, and kernels
+    find them by their names. (Written into each kernel, they were a fifth of a cold training step.)
+    """
+    shapes(a)
+
+
+_provided: set[np.dtype] = set()
+
+
+def _provide(dtype: np.dtype) -> None:
+    """Sees to it that they are there, for kernels that are about to be translated or loaded: under Numba's lock."""
+    if dtype not in _provided and dtype in _FLOATS:
+        _provided.add(dtype)  # it is a kernel that is loaded, too
+        try:
+            tile_shapes.for_types(np.empty(0, dtype))
+        except BaseException:
+            _provided.discard(dtype)
+            raise
+
+
+@before_loading
+def _provide_for(signature: tuple[Any, ...]) -> None:
+    for a in signature:
+        if isinstance(a, types.Array) and isinstance(a.dtype, types.Float):
+            _provide(np.dtype(str(a.dtype)))
 
 
 # (c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride)
