@@ -13,8 +13,9 @@ items are finished. From long work the caller returns now and then, so that Pyth
 that raises (Ctrl-C), the rest is called off. Whatever exception strikes the caller, at whatever moment, nobody writes
 into its arrays afterwards.
 
-A parked helper is at work about 20 us after the call, one at the post within 1; a `prange` launch (OpenMP layer) takes 3 us, but is compiled a
-second time, takes the GIL twice, kills or hangs a forked child, and on another layer aborts when two threads launch.
+A parked helper is at work about 20 us after the call, one that looks for work within 1. (A `prange` launch, OpenMP
+layer, takes 3 us, but is compiled a second time, takes the GIL twice, kills or hangs a forked child, and on another
+layer aborts when two threads launch.)
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import numpy as np
 from numba.core import config
 
 from ._jit import SMALL, kernel
-from .simd.post import ELSEWHERE, MASK, POST, WAITING, new_post, serve, withdraw
+from .simd.post import MASK, PLACES, POST, WAITING, new_post, serve, withdraw
 from .simd.sync import AWAY, CALLER, UNTIL, call_off, new_tickets
 
 # Seconds between looks at whether the caller has begun.
@@ -46,6 +47,7 @@ LONG, APART = 1e9, 200_000_000
 # Nanoseconds for which a helper that has done a job looks for the next before it parks; and multiply-adds from which
 # work is divided if one does.
 LINGER, DIVIDED = 500_000, 400_000
+STALL, SHUNNED = 1_000_000, 20_000_000  # nanoseconds: see _Team.shun
 NEW = 8  # jobs after which a helper does so: to compile what it takes would make a first call longer
 
 _log = logging.getLogger("fastrnn")
@@ -62,6 +64,7 @@ class _Team:
         self.at = self.post.ctypes.data
         self.wanted = 0  # when there was last work for helpers at the post, and nobody there
         self.asked = False
+        self.shunned, self.pause = 0, SHUNNED
 
     def grow(self, count: int) -> None:
         with self.lock:
@@ -80,6 +83,13 @@ class _Team:
         cpu = _cpu()
         for _ in self.threads:
             self.jobs.put((cpu, None))
+
+    def shun(self, now: int) -> None:
+        """Leaves helpers alone for a while, if work that is too little to wake anybody for has taken long: one of them
+        has lost its processor to another process in the midst of it. For ever longer, if that happens again and again.
+        """
+        self.pause = min(2 * self.pause, 100 * SHUNNED) if now - self.shunned < 10 * self.pause else SHUNNED
+        self.shunned = now + self.pause
 
     def _help(self) -> None:
         allowed, others = np.zeros((2, MASK), np.int64)
@@ -244,10 +254,11 @@ def at_hand() -> int:
     """How many workers there are for work that is too little to wake anybody: the caller and the helpers that wait at
     the post. Where such work comes again and again they are asked to.
     """
-    team = _team
+    team, now = _team, monotonic_ns()
+    if now < team.shunned:
+        return 1
     if waiting := team.post[WAITING]:
         return min(get_num_threads(), 1 + int(waiting))
-    now = monotonic_ns()
     if now - team.wanted < LINGER and not team.asked and get_num_threads() > 1:
         team.ask()
     team.wanted = now
@@ -258,11 +269,13 @@ def divide(run: Any, given: tuple[Any, ...], workers: int, *args: Any) -> Any:
     """What compiled code `run`, which begins with `worker`, `workers` and where tickets are, gives the caller; helpers
     that wait at the post are the other workers.
     """
-    team, tickets = _team, new_tickets(1, workers)
-    tickets[POST] = team.at
+    team, tickets, begun = _team, new_tickets(1, workers), monotonic_ns()
+    tickets[POST], tickets[PLACES] = team.at, workers - 1
     try:
         result = run(0, workers, tickets.ctypes.data, *given, *args)
         withdraw.held(team.post, tickets)
+        if (now := monotonic_ns()) - begun > STALL:
+            team.shun(now)
         return result
     except BaseException:
         _call_off(team, tickets, [])
@@ -277,14 +290,15 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
     if workers == 1 and work < SMALL:
         run.held(0, 1, tickets, *args)
         return
-    team = _team
+    team, begun = _team, monotonic_ns()
     helping: list[int] = []  # helpers that have taken the job from the queue and not yet left it
     try:
         if workers > 1:
-            if work < SMALL or (team.post[WAITING] >= workers - 1 and isinstance(run, kernel)):
-                tickets[POST] = team.at
-            else:
-                _hand_out(team, run, workers, tickets, args, helping)
+            places = min(int(team.post[WAITING]), workers - 1) if isinstance(run, kernel) else 0
+            if places:
+                tickets[POST], tickets[PLACES] = team.at, places
+            if places < workers - 1 and work >= SMALL:
+                _hand_out(team, run, 1 + places, workers, tickets, args, helping)
         if work < LONG:
             (run.held if work < SMALL else run.released)(0, workers, tickets, *args)
         else:
@@ -294,20 +308,22 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
                 run.released(0, workers, tickets, *args)
         if tickets[POST]:
             withdraw.held(team.post, tickets)
+            if work < SMALL and (now := monotonic_ns()) - begun > STALL:
+                team.shun(now)
     except BaseException:
         _call_off(team, tickets, helping)
         raise
 
 
 def _hand_out(
-    team: _Team, run: kernel, workers: int, tickets: Any, args: tuple[Any, ...], helping: list[int]
+    team: _Team, run: kernel, first: int, workers: int, tickets: Any, args: tuple[Any, ...], helping: list[int]
 ) -> None:  # fmt: skip
+    """To parked helpers, as the workers from `first` on."""
     if len(team.threads) < workers - 1:
         team.grow(workers - 1)
     cpu = _cpu()
-    for worker in range(1, workers):
+    for worker in range(first, workers):
         team.jobs.put((cpu, (run.released, worker, workers, tickets, args, helping)))
-    team.post[ELSEWHERE] += 1  # whoever waits at the post, too few for this job, comes
 
 
 def _call_off(team: _Team, tickets: Any, helping: list[int]) -> None:
@@ -355,10 +371,11 @@ def last_call_info() -> list[Launch]:
     started, in order; of more than 64 the latest. For people who tune. Nothing is noted before the first time that
     anybody asks: ask once, call, ask again.
 
-    ``workers`` is 1 for work that is too small to be divided (below 8 million multiply-adds; the kernel keeps the GIL
-    then), and else at most `get_num_threads`. A recurrent kernel's work is divided ``by`` "rows", which wait for
-    nobody, while the weights fit into every core's cache, and else by "panels" of hidden units. Kernels whose name has
-    "pack" in it run once after the weights have changed. A small inference without lengths, such as a step of a stream,
+    ``workers`` is 1 for work that is too small to be divided (below 8 million multiply-adds, or 0.4 where calls follow
+    each other so closely that helpers have not parked yet), and else at most `get_num_threads`. A recurrent kernel's
+    work is divided ``by`` "rows", which wait for nobody, while the weights fit into every core's cache, and else by
+    "panels" of hidden units. Kernels whose name has "pack" in it run once after the weights have changed. A small
+    inference without lengths, such as a step of a stream,
     is no launch: it leaves no trace.
 
     >>> import fastrnn as fr, numpy as np

@@ -10,7 +10,7 @@ from helpers import JIT
 
 import fastrnn as fr
 from fastrnn import threads
-from fastrnn.simd.post import ELSEWHERE, INSIDE, OPEN, TAKEN, WAITING
+from fastrnn.simd.post import INSIDE, OPEN, TAKEN, WAITING
 
 pytestmark = pytest.mark.skipif(not JIT, reason="without JIT there is one thread")
 
@@ -31,18 +31,21 @@ def until(true):
 
 @pytest.fixture
 def team(monkeypatch, set_num_threads):
-    """Two helpers that wait at the post, for any work, until the test is over."""
+    """Two helpers that wait at the post, for any work, longer than usual."""
     made = threads._Team()
     monkeypatch.setattr(threads, "_team", made)
-    monkeypatch.setattr(threads, "LINGER", 10**10)
+    monkeypatch.setattr(threads, "LINGER", 3 * 10**8)
+    monkeypatch.setattr(threads, "STALL", 10**12)
+    monkeypatch.setattr(threads, "NEW", 0)
     monkeypatch.setattr(threads, "DIVIDED", 1)
     monkeypatch.setattr("fastrnn.layers.recurrent.DIVIDED", 1)
     set_num_threads(3)
-    made.ask()
-    until(lambda: made.post[WAITING] == 2)
-    yield made
-    made.post[ELSEWHERE] += 1
-    until(lambda: made.post[WAITING] == 0)
+    return made
+
+
+def gather():
+    """Two helpers wait."""
+    until(lambda: threads.at_hand() == 3)
 
 
 @pytest.fixture
@@ -60,6 +63,7 @@ def test_steps_have_the_same_bits(team, divided, kind, options, T, B):
     x = rng.standard_normal((T, B, 50)).astype(layer.dtype)
     long_y, long_final = layer(x, lengths=[T] * B)  # not the quick way
     _, state = layer(x)
+    gather()
     divided.clear()
     for _ in range(200):
         y, final = layer(x)
@@ -83,7 +87,9 @@ def test_training_has_the_same_bits(team, set_num_threads, kind):
         model.backward(tape, dlogits)
         return logits.tobytes() + np.array(loss).tobytes() + b"".join(g.tobytes() for g in model.grads.values())
 
-    found = {one_pass() for _ in range(20)}
+    found = {one_pass()}
+    gather()
+    found |= {one_pass() for _ in range(20)}
     set_num_threads(1)
     assert found == {one_pass()}
 
@@ -99,6 +105,7 @@ def test_the_post_has_one_caller_at_a_time(team):
             if layers[k](x)[0].tobytes() != expected[k]:
                 wrong.append(k)
 
+    gather()
     workers = [threading.Thread(target=work, args=(k,)) for k in range(4)]
     for worker in workers:
         worker.start()
@@ -114,6 +121,7 @@ def test_no_reference_is_lost_or_kept(team):
     layer, x = fr.LSTM(40, 90, seed=1), np.ones((1, 4, 40), np.float32)
     state = layer(x)[1]
     layer(x, state)
+    gather()
     before = [sys.getrefcount(a) for a in (x, *state)]
     for _ in range(1000):
         layer(x, state)
@@ -134,6 +142,7 @@ def test_an_exception_gives_the_post_back(team, monkeypatch, error):
         raise error
 
     run = layer._compiled
+    gather()
     for broken in (before, after):
         with pytest.raises(error):
             threads.divide(broken, (), 3, *layer._quick_with("l0", 40), 0, x, np.empty((3, 1, 4, 90), np.float32),
@@ -142,12 +151,16 @@ def test_an_exception_gives_the_post_back(team, monkeypatch, error):
         assert layer(x)[0].tobytes() == expected
 
 
-def test_helpers_that_wait_come_for_a_job_in_the_queue(team, monkeypatch, set_num_threads):
-    """Two of them wait, three are needed: a job for the queue, which they leave the post for."""
-    monkeypatch.setattr(threads, "NEW", 0)  # and to which they come back
-    set_num_threads(4)
+def test_those_who_wait_and_those_who_are_parked_work_on_one_call(team, divided, set_num_threads):
+    """Two of them wait, three are wanted."""
     layer, x = fr.LSTM(64, 128, seed=1), np.ones((50, 16, 64), np.float32)
+    set_num_threads(1)
     y = layer(x)[0]
+    set_num_threads(3)
+    gather()
+    set_num_threads(4)
+    assert layer(x)[0].tobytes() == y.tobytes()
+    assert len(team.threads) == 3
     until(lambda: team.post[WAITING] == 3)
     assert layer(x)[0].tobytes() == y.tobytes()
 
@@ -168,3 +181,25 @@ def test_a_helper_is_asked_for_where_small_work_comes_again_and_again(monkeypatc
     until(lambda: team.post[WAITING] == 0)  # and it does not wait for ever
     set_num_threads(1)
     assert [threads.at_hand() for _ in range(3)] == [1, 1, 1]
+
+
+def test_helpers_that_keep_their_caller_waiting_are_left_alone(team, divided, monkeypatch):
+    """For longer and longer, while it goes on; and then they are given work again."""
+    layer, x = fr.LSTM(40, 90, seed=1), np.ones((1, 4, 40), np.float32)
+    layer(x)
+    gather()
+    monkeypatch.setattr(threads, "STALL", -1)  # every call takes too long
+    pauses = []
+    for _ in range(4):
+        layer(x)
+        assert threads.at_hand() == 1
+        pauses.append(team.pause)
+        divided.clear()
+        layer(x)
+        assert not divided
+        until(lambda: threads.at_hand() == 3)
+    assert pauses == [threads.SHUNNED * 2**k for k in range(4)]
+    monkeypatch.setattr(threads, "STALL", 10**12)
+    divided.clear()
+    layer(x)
+    assert divided

@@ -14,6 +14,8 @@ from numba.extending import intrinsic
 
 from .._jit import device
 
+SPINS = 64  # pauses before the processor is given away; about 2 us
+
 
 def _address(typingctx, words):
     def codegen(context, builder, signature, args):
@@ -124,3 +126,12 @@ else:
     pause = device(lambda: relax(0))
     now = device(lambda: monotonic(time.CLOCK_MONOTONIC))
     give_way = types.ExternalFunction("sched_yield", types.int32())
+
+
+@device
+def rest(spins):
+    """What a thread does that has looked in vain, `spins` times already."""
+    if spins < SPINS:
+        pause()
+    else:
+        give_way()

@@ -3,9 +3,9 @@ microsecond, where waking a thread and its taking the GIL take twenty.
 
 The post is one page of words for all threads of a process. A thread that waits (`serve`) looks at OPEN. The caller, in
 the kernel already, writes down its own arguments and the address of a function that calls the kernel with them, and
-opens as many places as there are other workers (`share`). Who takes a place is the worker of that number; who comes
-late finds no tickets left, as everywhere (sync.py). When the caller has left the kernel it closes the post, and goes on
-when nobody is inside any more (`withdraw`): nobody writes into its arrays afterwards.
+opens as many places as there were threads waiting when the call began (`share`). Who takes a place is the worker of
+that number; who comes late finds no tickets left, as everywhere (sync.py). When the caller has left the kernel it
+closes the post, and goes on when nobody is inside any more (`withdraw`): nobody writes into its arrays afterwards.
 
 One caller at a time has the post; another one that finds it taken works alone.
 
@@ -23,17 +23,17 @@ from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from .._jit import device, kernel
-from .atomic import address, atomic_add, atomic_load, compare_swap, exchange, now, pause
+from .atomic import address, atomic_add, atomic_load, compare_swap, exchange, now, pause, rest
 
-POST = 4  # where among the first tickets of a call its post's address is; less than 0 once the call has it
+# Where among the first tickets of a call are its post's address, less than 0 once the call has it, and how many places.
+POST, PLACES = 4, 5
 
 # Words of the post, each in a cache line of its own where waiting threads look at it.
 OPEN = 0  # places that nobody has taken
 INSIDE = 8  # threads that are about to take one, or have
 WAITING = 16  # threads that look for one
 TAKEN = 24  # 1 while a caller has the post
-ELSEWHERE = 25  # jobs in the queue (threads.py), ever: who waits goes and looks there when it changes
-CPU = 26  # the processor of the last caller
+CPU = 25  # the processor of the last caller
 FUNCTION = 32
 ARGUMENTS = 33
 WORDS = 512
@@ -116,8 +116,7 @@ def _share(typingctx, tickets, phase, worker):
                         builder.module, ir.FunctionType(ir.IntType(32), []), "sched_getcpu"
                     )
                     builder.store(builder.sext(builder.call(ask, []), _WORD), word(post, CPU))
-                workers = kernel.args[3]
-                builder.store_atomic(builder.sub(workers, _WORD(1)), word(post, OPEN), "release", 8)
+                builder.store_atomic(builder.load(word(at, PLACES)), word(post, OPEN), "release", 8)
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64, types.int64), codegen
@@ -158,16 +157,15 @@ else:
 
 @kernel
 def serve(post, patience, allowed, others):
-    """Takes what is posted, until nothing has been for `patience` nanoseconds, or there is a job elsewhere.
+    """Takes what is posted, until nothing has been for `patience` nanoseconds.
 
     post : read and written
     allowed : (MASK,), read: a bit for each processor that this thread may use; others : (MASK,), overwritten
     """
     at = address(post)
     atomic_add(at, WAITING, 1)
-    elsewhere = atomic_load(at, ELSEWHERE)
     until, looks = now() + patience, 0
-    while atomic_load(at, ELSEWHERE) == elsewhere:
+    while True:
         left = atomic_load(at, OPEN)
         if left > 0:
             atomic_add(at, INSIDE, 1)  # before a place is taken: see `withdraw`
@@ -198,7 +196,9 @@ def withdraw(post, tickets):
     if tickets[POST] < 0:
         at = address(post)
         exchange(at, OPEN, 0)
+        spins = 0
         while atomic_load(at, INSIDE) > 0:
-            pause()
+            rest(spins)
+            spins += 1
         exchange(at, TAKEN, 0)
         tickets[POST] = 0

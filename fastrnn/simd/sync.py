@@ -27,7 +27,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import device, inlined
-from .atomic import address, atomic_add, atomic_load, compare_swap, give_way, now, pause, put
+from .atomic import address, atomic_add, atomic_load, compare_swap, now, put, rest
 from .post import share
 
 LINE = 8  # int64 values in a cache line: counters of different workers never share one
@@ -35,9 +35,8 @@ CALLER = 1  # where the tickets say that the caller has come
 UNTIL = 2  # until when it stays, on Python's monotonic clock in ns; 0: to the end
 AWAY = 3  # 1 once it has left before the end
 LOOKS = 2048  # at the clock in one phase, about
-# POST, the word after these: see post.py
+# after these POST and PLACES: see post.py
 OVER = 1 << 62  # more than any count of items
-SPINS = 64  # pauses before the processor is given away; about 2 us
 
 
 def new_tickets(phases: int, workers: int) -> np.ndarray:
@@ -101,11 +100,8 @@ def wait(tickets, phase, workers, count):
     at = phase * (1 + workers) * LINE
     spins = 0
     while atomic_load(tickets, at) < count:
+        rest(spins)
         spins += 1
-        if spins < SPINS:
-            pause()
-        else:
-            give_way()
 
 
 @device
