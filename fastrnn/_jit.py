@@ -172,11 +172,11 @@ class kernel:  # noqa: N801 - read as a decorator
         return sum(len(m.signatures) for m in made if hasattr(m, "signatures"))  # without JIT they are functions
 
 
-_before_loading: list[Callable[[tuple[Any, ...]], None]] = []
+_before_loading: list[Callable[[bytes], None]] = []
 
 
-def before_loading(function: Callable[[tuple[Any, ...]], None]) -> Callable[[tuple[Any, ...]], None]:
-    """A function that is told the types of a kernel before compiled code for them is loaded.
+def before_loading(function: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """A function that is shown the compiled code of a kernel before it is loaded.
 
     Whoever writes calls by name into kernels sees to it that these names are known by then: for one that it does not
     know LLVM ends the process.
@@ -355,6 +355,12 @@ def _cache_class(folder: Path) -> type:
     class Impl(caching.CompileResultCacheImpl):
         _locator_classes = [Locator]  # noqa: RUF012 - Numba's own name and form
 
+        def rebuild(self, target_context: Any, payload: Any) -> Any:
+            _, _, (code, _) = payload[0]
+            for function in _before_loading:
+                function(code)
+            return super().rebuild(target_context, payload)
+
     class Cache(caching.FunctionCache):
         _impl_class = Impl
 
@@ -373,8 +379,6 @@ def _cache_class(folder: Path) -> type:
             self._since = perf_counter()
             if not self._may_be_used():
                 return None
-            for function in _before_loading:
-                function(sig)
             try:
                 found = super().load_overload(sig, target_context)
             except Exception:  # a damaged or half-written entry is an entry that is not there

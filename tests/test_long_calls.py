@@ -110,7 +110,7 @@ def test_a_second_signal_finds_helpers_gone(monkeypatch):
 
     monkeypatch.setattr(threads, "sleep", sleep)
     tickets = threads.new_tickets(2, 3)
-    threads._call_off(tickets, helping)
+    threads._call_off(threads._team, tickets, helping)
     assert not helping
     assert len(slept) == 4
 

@@ -192,7 +192,7 @@ _provided: set[np.dtype] = set()
 
 def _provide(dtype: np.dtype) -> None:
     """Sees to it that they are there, for kernels that are about to be translated or loaded: under Numba's lock."""
-    if dtype not in _provided and dtype in _FLOATS:
+    if dtype not in _provided:
         _provided.add(dtype)  # it is a kernel that is loaded, too
         try:
             tile_shapes.for_types(np.empty(0, dtype))
@@ -202,10 +202,10 @@ def _provide(dtype: np.dtype) -> None:
 
 
 @before_loading
-def _provide_for(signature: tuple[Any, ...]) -> None:
-    for a in signature:
-        if isinstance(a, types.Array) and isinstance(a.dtype, types.Float):
-            _provide(np.dtype(str(a.dtype)))
+def _provide_for(code: bytes) -> None:
+    for dtype, suffix in _SUFFIX.items():
+        if f"fastrnn.tile.{suffix}.".encode() in code:
+            _provide(dtype)
 
 
 # (c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride)
