@@ -85,10 +85,11 @@ class _Team:
             self.jobs.put((cpu, None))
 
     def shun(self, now: int) -> None:
-        """Leaves helpers alone for a while, if work that is too little to wake anybody for has taken long: one of them
-        has lost its processor to another process in the midst of it. For ever longer, if that happens again and again.
+        """Has helpers park for a while, and not be asked for: one of them has lost its processor to another process, in
+        the midst of work that is too little to wake anybody for, or while it waited for some, which it would better
+        have kept for work. For ever longer, if that happens again and again.
         """
-        self.pause = min(2 * self.pause, 100 * SHUNNED) if now - self.shunned < 10 * self.pause else SHUNNED
+        self.pause = min(2 * self.pause, 32 * SHUNNED) if now - self.shunned < 10 * self.pause else SHUNNED
         self.shunned = now + self.pause
 
     def _help(self) -> None:
@@ -102,9 +103,10 @@ class _Team:
                 self._do(*job)
             # Parked, a helper must not keep the arrays of its last job alive.
             del job
-            if asked or done >= NEW:
+            if (asked or done >= NEW) and monotonic_ns() >= self.shunned:
                 allowed[:] = _processors()
-                serve.released(self.post, LINGER, allowed, others)
+                if serve.released(self.post, LINGER, allowed, others):
+                    self.shun(monotonic_ns())
             self.asked = False
 
     def _do(self, run: Any, worker: int, workers: int, tickets: Any, args: Any, helping: list[int]) -> None:

@@ -55,6 +55,24 @@ def copied(folder):
     return folder
 
 
+def test_kernels_find_their_tiles(tmp_path):
+    """Which are kept by themselves: one that is loaded without them has them compiled again."""
+    code = """
+import numpy as np
+import fastrnn as fr
+y, _ = fr.LSTM(3, 40, seed=1)(np.ones((5, 4, 3), "float32"), lengths=[5] * 4)
+z, _ = fr.LSTM(3, 40, seed=1, dtype="float64")(np.ones((5, 4, 3)), lengths=[5] * 4)
+print(y.tobytes().hex(), z.tobytes().hex())
+"""
+    bits = run_python(code, FASTRNN_CACHE_DIR=str(tmp_path))
+    kept = list(tmp_path.rglob("*tile_shapes*.nbc"))
+    assert len(kept) == 2
+    for path in tmp_path.rglob("*tile_shapes*"):
+        path.unlink()
+    assert run_python(code, FASTRNN_CACHE_DIR=str(tmp_path)) == bits
+    assert len(list(tmp_path.rglob("*tile_shapes*.nbc"))) == 2
+
+
 def edit(package, path, old, new):
     """Changes a source and neither its size nor its time: nothing but its text can tell."""
     assert len(old) == len(new)

@@ -157,14 +157,16 @@ else:
 
 @kernel
 def serve(post, patience, allowed, others):
-    """Takes what is posted, until nothing has been for `patience` nanoseconds.
+    """Takes what is posted, until nothing has been for `patience` nanoseconds. True if that is because this thread lost
+    its processor to another one.
 
     post : read and written
     allowed : (MASK,), read: a bit for each processor that this thread may use; others : (MASK,), overwritten
     """
     at = address(post)
     atomic_add(at, WAITING, 1)
-    until, looks = now() + patience, 0
+    last, looks, robbed = now(), 0, False
+    until = last + patience
     while True:
         left = atomic_load(at, OPEN)
         if left > 0:
@@ -176,15 +178,19 @@ def serve(post, patience, allowed, others):
                     break
                 left = seen
             atomic_add(at, INSIDE, -1)
-            until = now() + patience
+            last = now()
+            until = last + patience
         pause()
         looks += 1
         if looks == LOOKS:
             looks = 0
-            if now() > until:
+            seen, last = last, now()
+            robbed = last - seen > patience
+            if last > until:
                 break
             avoid(atomic_load(at, CPU), allowed, others)
     atomic_add(at, WAITING, -1)
+    return robbed
 
 
 @kernel
