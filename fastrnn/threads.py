@@ -47,6 +47,7 @@ LONG, APART = 1e9, 200_000_000
 # Nanoseconds for which a helper that has done a job looks for the next before it parks; and multiply-adds from which
 # work is divided if one does.
 LINGER, DIVIDED = 500_000, 400_000
+OFTEN, AWAKE = 8, 1e-4  # calls that closely after each other before one is asked for; seconds that it takes to come
 STALL, SHUNNED = 1_000_000, 20_000_000  # nanoseconds: see _Team.shun
 NEW = 8  # jobs after which a helper does so: to compile what it takes would make a first call longer
 
@@ -63,6 +64,7 @@ class _Team:
         self.post = new_post()
         self.at = self.post.ctypes.data
         self.wanted = 0  # when there was last work for helpers at the post, and nobody there
+        self.often = 0  # how many times this was soon after the time before
         self.asked = False
         self.shunned, self.pause = 0, SHUNNED
 
@@ -261,8 +263,11 @@ def at_hand() -> int:
         return 1
     if waiting := team.post[WAITING]:
         return min(get_num_threads(), 1 + int(waiting))
-    if now - team.wanted < LINGER and not team.asked and get_num_threads() > 1:
+    team.often = team.often + 1 if now - team.wanted < LINGER else 0
+    if team.often >= OFTEN and not team.asked and get_num_threads() > 1:
         team.ask()
+        sleep(AWAKE)  # and they have the GIL: Python would take it from this thread after 5 ms only
+        now = monotonic_ns()
     team.wanted = now
     return 1
 
