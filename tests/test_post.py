@@ -69,9 +69,9 @@ def test_steps_have_the_same_bits(team, divided, kind, options, T, B):
         y, final = layer(x)
         assert y.tobytes() == long_y.tobytes()
         assert np.array(final).tobytes() == np.array(long_final).tobytes()
-    assert len(divided) == 200 * layer.num_layers
+    assert divided
     assert np.array(layer(x, state)[1]).tobytes() == np.array(layer(x, state, lengths=[T] * B)[1]).tobytes()
-    assert not team.post[[OPEN, INSIDE, TAKEN]].any()
+    until(lambda: not team.post[[OPEN, INSIDE, TAKEN]].any())
 
 
 @pytest.mark.parametrize("kind", [fr.RNN, fr.LSTM, fr.GRU])
@@ -113,7 +113,7 @@ def test_the_post_has_one_caller_at_a_time(team):
         worker.join(WAIT)
     assert not any(worker.is_alive() for worker in workers)
     assert not wrong
-    assert not team.post[[OPEN, INSIDE, TAKEN]].any()
+    until(lambda: not team.post[[OPEN, INSIDE, TAKEN]].any())
 
 
 def test_no_reference_is_lost_or_kept(team):
@@ -147,7 +147,7 @@ def test_an_exception_gives_the_post_back(team, monkeypatch, error):
         with pytest.raises(error):
             threads.divide(broken, (), 3, *layer._quick_with("l0", 40), 0, x, np.empty((3, 1, 4, 90), np.float32),
                            *np.zeros((2, 1, 4, 90), np.float32))  # fmt: skip
-        assert not team.post[[OPEN, INSIDE, TAKEN]].any()
+        until(lambda: not team.post[[OPEN, INSIDE, TAKEN]].any())
         assert layer(x)[0].tobytes() == expected
 
 
@@ -161,8 +161,7 @@ def test_those_who_wait_and_those_who_are_parked_work_on_one_call(team, divided,
     set_num_threads(4)
     assert layer(x)[0].tobytes() == y.tobytes()
     assert len(team.threads) == 3
-    until(lambda: team.post[WAITING] == 3)
-    assert layer(x)[0].tobytes() == y.tobytes()
+    until(lambda: layer(x)[0].tobytes() == y.tobytes() and team.post[WAITING] == 3)
 
 
 def test_a_helper_is_asked_for_where_small_work_comes_again_and_again(monkeypatch, set_num_threads):
@@ -185,22 +184,31 @@ def test_a_helper_is_asked_for_where_small_work_comes_again_and_again(monkeypatc
 
 
 def test_helpers_that_keep_their_caller_waiting_are_left_alone(team, divided, monkeypatch):
-    """For longer and longer, while it goes on; and then they are given work again."""
+    """And then they are given work again."""
     layer, x = fr.LSTM(40, 90, seed=1), np.ones((1, 4, 40), np.float32)
     layer(x)
     gather()
     monkeypatch.setattr(threads, "STALL", -1)  # every call takes too long
-    pauses = []
-    for _ in range(4):
-        layer(x)
-        assert threads.at_hand() == 1
-        pauses.append(team.pause)
-        divided.clear()
-        layer(x)
-        assert not divided
-        until(lambda: threads.at_hand() == 3)
-    assert pauses == [threads.SHUNNED * 2**k for k in range(4)]
+    until(lambda: layer(x) and team.shunned)
     monkeypatch.setattr(threads, "STALL", 10**12)
+    team.shunned = time.monotonic_ns() + 10**12
+    assert threads.at_hand() == 1
     divided.clear()
     layer(x)
-    assert divided
+    assert not divided
+    team.shunned = 0
+    gather()
+    until(lambda: layer(x) and divided)
+
+
+def test_they_are_left_alone_for_longer_and_longer():
+    """While it goes on, up to 32 times as long as the first time."""
+    made, first, now = threads._Team(), threads.SHUNNED, 10**12
+    pauses = []
+    for _ in range(8):
+        made.shun(now)
+        pauses.append(made.shunned - now)
+        now = made.shunned + 1
+    assert pauses == [first * 2 ** min(k, 5) for k in range(8)]
+    made.shun(now + 1000 * first)
+    assert made.shunned == now + 1001 * first
