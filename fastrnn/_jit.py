@@ -41,7 +41,7 @@ class _Text(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
     kernel that it belongs to.
 
     Numba's own way is to do both for every function alone and then again within whatever calls it, at each level, and
-    to copy what it inlines variable by variable: half of a cold training step.
+    to copy what it inlines variable by variable: a quarter of a cold training step and more.
     """
 
     def _optimize_functions(self, module: Any) -> None:

@@ -10,7 +10,10 @@ from helpers import JIT
 
 import fastrnn as fr
 from fastrnn import threads
+from fastrnn._jit import kernel
+from fastrnn.simd.atomic import now
 from fastrnn.simd.post import INSIDE, OPEN, TAKEN, WAITING
+from fastrnn.simd.sync import turns
 
 pytestmark = pytest.mark.skipif(not JIT, reason="without JIT there is one thread")
 
@@ -54,6 +57,29 @@ def divided(monkeypatch):
     made, new_tickets = [], threads.new_tickets
     monkeypatch.setattr(threads, "new_tickets", lambda *sizes: made.append(new_tickets(*sizes)) or made[-1])
     return made
+
+
+@kernel
+def count_items(worker, workers, tickets, items, taken):
+    for _, _ in turns(tickets, 0, worker, workers, 1, items):
+        end = now() + 20_000
+        while now() < end:
+            pass
+        taken[worker] += 1
+
+
+def test_helpers_take_part(team):
+    """Each of them has a share of a call, and every item is taken once."""
+
+    def one_call():
+        taken = np.zeros(3, np.int64)
+        threads.launch(count_items, 3, 1, 1.0, 300, taken)
+        assert taken.sum() == 300
+        return taken
+
+    one_call()
+    gather()
+    until(lambda: one_call().all())
 
 
 @pytest.mark.parametrize(("kind", "options"), CELLS)

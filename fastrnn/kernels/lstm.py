@@ -1257,8 +1257,8 @@ def lstm_backward(
 
 @kernel
 def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, x, out, h_0, c_0):
-    """Few steps of one layer, for the caller alone or with those who wait at the
-    post. False, and nothing done, if the shapes do not fit or the work is not small.
+    """Few steps of one layer, for the caller alone or with those who wait at the post. False, and nothing done,
+    if the shapes do not fit or the work is not small.
 
     tickets : their address
     w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward

@@ -335,8 +335,8 @@ def rnn_backward(
 
 @kernel
 def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, x, out, h_0):
-    """Few steps of one layer, for the caller alone or with those who wait at the
-    post. False, and nothing done, if the shapes do not fit or the work is not small.
+    """Few steps of one layer, for the caller alone or with those who wait at the post. False, and nothing done,
+    if the shapes do not fit or the work is not small.
 
     tickets : their address
     w : packed weights, read

@@ -48,7 +48,9 @@ def new_post() -> np.ndarray:
     """A post that nobody waits at, on a cache line."""
     words = np.zeros(WORDS + 8, np.int64)
     first = -words.ctypes.data % 64 // 8
-    return words[first : first + WORDS]
+    post = words[first : first + WORDS]
+    post[CPU] = -1
+    return post
 
 
 _VOID, _BYTES, _WORD = ir.VoidType(), ir.IntType(8).as_pointer(), ir.IntType(64)
@@ -145,7 +147,7 @@ if _LINUX and not config.DISABLE_JIT:
     @device
     def avoid(cpu, allowed, others):
         """Moves this thread to another processor if it is on this one."""
-        if sched_getcpu() == cpu:
+        if sched_getcpu() == cpu and cpu < 64 * MASK:
             for k in range(MASK):
                 others[k] = allowed[k]
             others[cpu // 64] &= ~(1 << cpu % 64)
