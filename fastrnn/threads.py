@@ -1,21 +1,22 @@
 """The threads that help: how many, how they are woken, what becomes of them after a fork.
 
-Helpers are ordinary Python threads, parked in a queue, so there is no threading layer to choose, to abort or to hang.
-A call hands its job to the helpers that are idle and starts working at once; a helper that comes late finds no tickets
-left (see simd/sync.py) and parks again. Numba's own pool and its settings are never touched.
+Helpers are ordinary Python threads, so there is no threading layer to choose, to abort or to hang. A call hands its job
+to the helpers that are idle and starts working at once; a helper that comes late finds no tickets left (see
+simd/sync.py). Numba's own pool and its settings are never touched.
 
-Before it parks a helper looks for the next job where it costs nobody anything to hand one out (simd/post.py), for half
-a millisecond: calls that follow each other find it at work at once. So work is divided then that is too little to wake
-anybody for.
+The first jobs come from a queue, until a helper has done enough to be worth compiling more for. From then on it serves
+at the post (simd/post.py), without Python and its GIL: it looks for work for half a millisecond after the last, when
+it costs nobody anything to hand some out, and then sleeps until a caller wakes it. So work is divided that is too
+little to wake anybody for, where it comes again and again.
 
 A helper works only while its caller does: it begins when the caller is in the kernel, which does not return before all
 items are finished. From long work the caller returns now and then, so that Python can run what a signal asks for; if
 that raises (Ctrl-C), the rest is called off. Whatever exception strikes the caller, at whatever moment, nobody writes
 into its arrays afterwards.
 
-A parked helper is at work about 20 us after the call, one that looks for work within 1. (A `prange` launch, OpenMP
-layer, takes 3 us, but is compiled a second time, takes the GIL twice, kills or hangs a forked child, and on another
-layer aborts when two threads launch.)
+A helper that looks for work is there within 1 us, one that sleeps after some 80. (A `prange` launch, OpenMP layer,
+takes 3 us, but is compiled a second time, takes the GIL twice, kills or hangs a forked child, and on another layer
+aborts when two threads launch.)
 """
 
 from __future__ import annotations
@@ -26,16 +27,24 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from itertools import count
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic_ns, sleep
 from typing import Any, NamedTuple
 
-import numpy as np
 from numba.core import config
 
 from ._jit import SMALL, kernel
-from .simd.post import MASK, PLACES, POST, WAITING, new_post, serve, withdraw
+from .simd.post import (
+    PARKS,
+    PLACES,
+    POST,
+    SHUNNED,
+    WAITING,
+    new_helper,
+    new_post,
+    serve,
+    withdraw,
+)
 from .simd.sync import AWAY, CALLER, UNTIL, call_off, new_tickets
 
 # Seconds between looks at whether the caller has begun.
@@ -44,12 +53,11 @@ PATIENCE = (0.0, 0.0, 0.0, 5e-5, 1e-4, 2e-4, 5e-4)
 # Multiply-adds from which work is long: 5 ms to 1 s. In it the caller looks for signals so many nanoseconds apart.
 LONG, APART = 1e9, 200_000_000
 
-# Nanoseconds for which a helper that has done a job looks for the next before it parks; and multiply-adds from which
-# work is divided if one does.
+# Nanoseconds for which a helper looks for work before it sleeps; multiply-adds from which work is divided if one looks.
+# Calls that follow each other as closely, and together are not SMALL, are worth waking one.
 LINGER, DIVIDED = 500_000, 400_000
-OFTEN, AWAKE = 8, 1e-4  # calls that closely after each other before one is asked for; seconds that it takes to come
-STALL, SHUNNED = 1_000_000, 20_000_000  # nanoseconds: see _Team.shun
-NEW = 8  # jobs after which a helper does so: to compile what it takes would make a first call longer
+STALL, SHUN = 1_000_000, 20_000_000  # nanoseconds: see _Team.shun
+NEW = 8  # jobs after which a helper serves at the post: to compile what it takes would make a first call longer
 
 _log = logging.getLogger("fastrnn")
 
@@ -63,15 +71,15 @@ class _Team:
         self.threads: list[threading.Thread] = []
         self.post = new_post()
         self.at = self.post.ctypes.data
-        self.wanted = 0  # when there was last work for helpers at the post, and nobody there
-        self.often = 0  # how many times this was soon after the time before
-        self.asked = False
-        self.shunned, self.pause = 0, SHUNNED
+        self.lately, self.wanted = 0.0, 0  # multiply-adds that nobody was there for; and when it last was so
+        self.asked = 0  # how many helpers have been asked to serve at the post
+        self.serving = 0  # how many do
+        self.shunned, self.pause = 0, SHUN
 
     def grow(self, count: int) -> None:
         with self.lock:
             while len(self.threads) < count:
-                thread = threading.Thread(target=self._help, name="fastrnn", daemon=True)
+                thread = threading.Thread(target=self._help, args=(len(self.threads),), name="fastrnn", daemon=True)
                 try:
                     thread.start()
                 except RuntimeError:  # no more threads to be had, or the interpreter is shutting down
@@ -79,37 +87,54 @@ class _Team:
                 self.threads.append(thread)
 
     def ask(self) -> None:
-        """Asks the helpers to wait at the post."""
-        self.asked = True
+        """Asks all helpers to serve at the post, once."""
         self.grow(get_num_threads() - 1)
-        cpu = _cpu()
-        for _ in self.threads:
-            self.jobs.put((cpu, None))
+        while self.asked < len(self.threads):
+            self.asked += 1
+            self.jobs.put((-1, None))
 
     def shun(self, now: int) -> None:
-        """Has helpers park for a while, and not be asked for: one of them has lost its processor to another process, in
-        the midst of work that is too little to wake anybody for, or while it waited for some, which it would better
-        have kept for work. For ever longer, if that happens again and again.
+        """Has helpers sleep for a while, and little work not be given to them: one of them has lost its processor to
+        another process, in the midst of such work, or while it looked for some, which it would better have kept for
+        work. For ever longer, if that happens again and again.
         """
-        self.pause = min(2 * self.pause, 32 * SHUNNED) if now - self.shunned < 10 * self.pause else SHUNNED
-        self.shunned = now + self.pause
+        self.pause = min(2 * self.pause, 32 * SHUN) if now - self.shunned < 10 * self.pause else SHUN
+        self.shunned = self.post[SHUNNED] = now + self.pause
 
-    def _help(self) -> None:
-        allowed, others = np.zeros((2, MASK), np.int64)
-        for done in count():
-            cpu, job = self.jobs.get()
+    def _help(self, number: int) -> None:
+        own, done, serves, others = new_helper(number, threading.get_native_id()), 0, False, 0
+        while True:
+            try:
+                cpu, job = self.jobs.get(block=not serves)
+            except Empty:
+                for _ in range(others):
+                    self.jobs.put((-1, None))
+                others = 0
+                if serve.released(self.post, LINGER, own):
+                    self.shun(monotonic_ns())
+                if not PARKS:
+                    serves = self._serves(False)
+                continue
+            if serves and job is None:  # for one that does not yet
+                others += 1
+                continue
             if cpu >= 0 and _cpu() == cpu:
                 _leave(cpu)
-            asked = job is None
-            if not asked:
+            if job is not None:
                 self._do(*job)
+                done += 1
+            if not config.DISABLE_JIT and not serves and (job is None or done >= NEW):
+                withdraw.for_types(self.post, _NO_TICKETS)  # what the caller needs is there before anybody serves
+                serves = self._serves(True)
             # Parked, a helper must not keep the arrays of its last job alive.
             del job
-            if (asked or done >= NEW) and monotonic_ns() >= self.shunned:
-                allowed[:] = _processors()
-                if serve.released(self.post, LINGER, allowed, others):
-                    self.shun(monotonic_ns())
-            self.asked = False
+
+    def _serves(self, now: bool) -> bool:
+        """Counts a helper that gets its work at the post from now on, or from the queue again."""
+        with self.lock:  # what is in the queue by then, it still does
+            self.serving += 1 if now else -1
+            self.asked = max(0, self.asked - (not now))
+        return now
 
     def _do(self, run: Any, worker: int, workers: int, tickets: Any, args: Any, helping: list[int]) -> None:
         helping.append(worker)
@@ -145,14 +170,6 @@ def _find_cpu() -> Callable[[], int]:
 
 
 _cpu = _find_cpu()
-
-
-def _processors() -> np.ndarray:
-    """A bit for each processor that this process may use, all where that cannot be known."""
-    if not hasattr(os, "sched_getaffinity"):
-        return np.full(MASK, -1)
-    bits = sum(1 << cpu for cpu in os.sched_getaffinity(os.getpid()) if cpu < 64 * MASK)
-    return np.frombuffer(bits.to_bytes(8 * MASK, "little"), "<i8")
 
 
 def _leave(cpu: int) -> None:
@@ -250,39 +267,50 @@ def workers_for(work: float, items: int) -> int:
     """How many workers `work` multiply-adds in `items` pieces are worth."""
     if config.DISABLE_JIT or work < DIVIDED:
         return 1
-    workers = get_num_threads() if work >= SMALL else at_hand()
+    workers = get_num_threads() if work >= SMALL else at_hand(work)
     return max(1, min(workers, items))
 
 
-def at_hand() -> int:
-    """How many workers there are for work that is too little to wake anybody: the caller and the helpers that wait at
-    the post. Where such work comes again and again they are asked to.
+def at_hand(work: float) -> int:
+    """How many workers there are at the post: the caller and, for little work, the helpers that look for some. Those
+    that sleep are counted, and will be woken, for what is not little, and where so much of it comes closely after each
+    other that it is worth it.
     """
-    team, now = _team, monotonic_ns()
+    team = _team
+    if work >= SMALL:
+        return min(get_num_threads(), 1 + team.serving)
+    now = monotonic_ns()
     if now < team.shunned:
         return 1
-    if waiting := team.post[WAITING]:
-        return min(get_num_threads(), 1 + int(waiting))
-    team.often = team.often + 1 if now - team.wanted < LINGER else 0
-    if team.often >= OFTEN and not team.asked and get_num_threads() > 1:
-        team.ask()
-        sleep(AWAKE)  # and they have the GIL: Python would take it from this thread after 5 ms only
-        now = monotonic_ns()
-    team.wanted = now
-    return 1
+    helpers = team.post[WAITING]
+    if not helpers:
+        team.lately = work + (team.lately if now - team.wanted < LINGER else 0.0)
+        team.wanted = now
+        if team.lately < SMALL:
+            return 1
+        helpers = team.serving
+        if not helpers and team.asked < get_num_threads() - 1:
+            team.ask()
+    return min(get_num_threads(), 1 + int(helpers))
 
 
-def divide(run: Any, given: tuple[Any, ...], workers: int, *args: Any) -> Any:
+def divide(
+    run: Any, given: tuple[Any, ...], workers: int, work: float, pieces: int, *args: Any
+) -> Any:  # fmt: skip
     """What compiled code `run`, which begins with `worker`, `workers` and where tickets are, gives the caller; helpers
-    that wait at the post are the other workers.
+    at the post are the other workers. It lets go of the GIL by itself.
     """
+    if _asked and work >= SMALL:
+        _seen.add((run, workers, work, (run.py_func.__globals__["BY_ROWS"] if pieces > 1 else 0, pieces)))
     team, tickets, begun = _team, new_tickets(1, workers), monotonic_ns()
-    tickets[POST], tickets[PLACES] = team.at, workers - 1
+    if workers > 1:
+        tickets[POST], tickets[PLACES] = team.at, workers - 1
     try:
-        result = run(0, workers, tickets.ctypes.data, *given, *args)
-        withdraw.held(team.post, tickets)
-        if (now := monotonic_ns()) - begun > STALL:
-            team.shun(now)
+        result = run(0, workers, tickets.ctypes.data, *given, pieces, *args)
+        if workers > 1:
+            withdraw.held(team.post, tickets)
+            if work < SMALL and (now := monotonic_ns()) - begun > STALL:
+                team.shun(now)
         return result
     except BaseException:
         _call_off(team, tickets, [])
@@ -300,12 +328,10 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
     team, begun = _team, monotonic_ns()
     helping: list[int] = []  # helpers that have taken the job from the queue and not yet left it
     try:
-        if workers > 1:
-            places = min(int(team.post[WAITING]), workers - 1) if isinstance(run, kernel) else 0
-            if places:
-                tickets[POST], tickets[PLACES] = team.at, places
-            if places < workers - 1 and work >= SMALL:
-                _hand_out(team, run, 1 + places, workers, tickets, args, helping)
+        if (places := min(team.serving, workers - 1)) and isinstance(run, kernel):
+            tickets[POST], tickets[PLACES] = team.at, places
+        if workers - 1 > team.serving and work >= SMALL:
+            _hand_out(team, run, workers, tickets, args, helping)
         if work < LONG:
             (run.held if work < SMALL else run.released)(0, workers, tickets, *args)
         else:
@@ -323,14 +349,15 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
 
 
 def _hand_out(
-    team: _Team, run: kernel, first: int, workers: int, tickets: Any, args: tuple[Any, ...], helping: list[int]
+    team: _Team, run: kernel, workers: int, tickets: Any, args: tuple[Any, ...], helping: list[int]
 ) -> None:  # fmt: skip
-    """To parked helpers, as the workers from `first` on."""
+    """By the queue, to those who do not serve at the post."""
     if len(team.threads) < workers - 1:
         team.grow(workers - 1)
     cpu = _cpu()
-    for worker in range(first, workers):
-        team.jobs.put((cpu, (run.released, worker, workers, tickets, args, helping)))
+    with team.lock:
+        for worker in range(1 + team.serving, workers):
+            team.jobs.put((cpu, (run.released, worker, workers, tickets, args, helping)))
 
 
 def _call_off(team: _Team, tickets: Any, helping: list[int]) -> None:
@@ -381,9 +408,8 @@ def last_call_info() -> list[Launch]:
     ``workers`` is 1 for work that is too small to be divided (below 8 million multiply-adds, or 0.4 where calls follow
     each other so closely that helpers have not parked yet), and else at most `get_num_threads`. A recurrent kernel's
     work is divided ``by`` "rows", which wait for nobody, while the weights fit into every core's cache, and else by
-    "panels" of hidden units. Kernels whose name has "pack" in it run once after the weights have changed. A small
-    inference without lengths, such as a step of a stream,
-    is no launch: it leaves no trace.
+    "panels" of hidden units. Kernels whose name has "pack" in it run once after the weights have changed. An inference
+    without lengths that is too small to be divided, such as a step of a stream, is no launch: it leaves no trace.
 
     >>> import fastrnn as fr, numpy as np
     >>> earlier = fr.last_call_info()

@@ -140,6 +140,9 @@ def every_kind(shared):
     # The largest of all, whose kernels let go of the GIL: they are others.
     worker.lengths, worker.r.randint = lambda x: None, lambda low, high: high
     worker.train()
+    threads._team.ask()
+    while threads._team.serving < fr.get_num_threads() - 1:
+        time.sleep(0.01)
 
 
 def soak(seconds):

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -43,13 +44,23 @@ def test_rows_or_panels(told, set_num_threads, T, B, by):
     """As layers/recurrent.py decided, by batch and weights."""
     set_num_threads(2)
     layer = fr.LSTM(37, 100, seed=1)
-    layer(np.zeros((T, B, 37), np.float32))
+    x = np.zeros((T, B, 37), np.float32)
+    layer.forward(x)
     (forward,) = [one for one in fr.last_call_info() if one.kernel == "lstm_forward"]
     assert (forward.workers, forward.by) == (2, by)
     assert forward.pieces >= (2 if by == "rows" else 1)
     set_num_threads(1)
-    layer(np.zeros((T, B, 37), np.float32))
+    layer.forward(x)
     assert told() == [("lstm_forward", 1, None)]
+    layer(x)
+    assert told() == [("lstm_steps", 1, None)]
+    while threads._team.serving < 1:  # what is divided is so among those who are there
+        threads._team.grow(1)
+        threads._team.ask()
+        time.sleep(0.01)
+    set_num_threads(2)
+    layer(x)
+    assert told() == [("lstm_steps" if by == "rows" else "lstm_forward", 2, by)]
 
 
 def test_each_thread_its_own(told):
@@ -170,7 +181,7 @@ def test_what_is_not_small_is_a_launch(told, set_num_threads):
     layer(np.zeros((2, 1, 3), np.float32))
     told()
     f32 = np.float32
-    for x in (np.zeros((2400, 1, 3), f32), np.zeros((2, 1200, 3), f32), np.zeros((3, 1, 2), f32).T, [[[1, 2, 3]]]):
+    for x in (np.zeros((2400, 1, 3), f32), np.zeros((2, 20_000, 3), f32), np.zeros((3, 1, 2), f32).T, [[[1, 2, 3]]]):
         layer(x)
         assert [name for name, *_ in told()] == ["lstm_forward"]
     layer = fr.LSTM(1024, 32, seed=1)

@@ -1,18 +1,20 @@
 """Kernels that are handed to helpers without Python: the same bits, and nobody stays in a call that has ended."""
 
+import ctypes
+import os
 import sys
 import threading
 import time
 
 import numpy as np
 import pytest
-from helpers import JIT
+from helpers import JIT, run_python
 
 import fastrnn as fr
 from fastrnn import threads
 from fastrnn._jit import kernel
 from fastrnn.simd.atomic import now
-from fastrnn.simd.post import INSIDE, OPEN, TAKEN, WAITING
+from fastrnn.simd.post import HELPERS, INSIDE, OFF, ON, OPEN, PARKED, PARKS, SEMAPHORE, TAKEN, WAITING
 from fastrnn.simd.sync import turns
 
 pytestmark = pytest.mark.skipif(not JIT, reason="without JIT there is one thread")
@@ -34,7 +36,7 @@ def until(true):
 
 @pytest.fixture
 def team(monkeypatch, set_num_threads):
-    """Two helpers that wait at the post, for any work, longer than usual."""
+    """Two helpers that serve at the post, for any work, and look for it longer than usual."""
     made = threads._Team()
     monkeypatch.setattr(threads, "_team", made)
     monkeypatch.setattr(threads, "LINGER", 3 * 10**8)
@@ -47,8 +49,11 @@ def team(monkeypatch, set_num_threads):
 
 
 def gather():
-    """Two helpers wait."""
-    until(lambda: threads.at_hand() == 3)
+    """Both serve, and look for work: there was some just now."""
+    team = threads._team
+    team.ask()
+    until(lambda: team.serving == 2)
+    until(lambda: count_once(3) and threads.at_hand(1.0) == 3)
 
 
 @pytest.fixture
@@ -68,18 +73,72 @@ def count_items(worker, workers, tickets, items, taken):
         taken[worker] += 1
 
 
+def count_once(workers):
+    """How many of 300 items each worker took."""
+    taken = np.zeros(workers, np.int64)
+    threads.launch(count_items, workers, 1, 1.0, 300, taken)
+    assert taken.sum() == 300
+    return list(taken)
+
+
 def test_helpers_take_part(team):
     """Each of them has a share of a call, and every item is taken once."""
-
-    def one_call():
-        taken = np.zeros(3, np.int64)
-        threads.launch(count_items, 3, 1, 1.0, 300, taken)
-        assert taken.sum() == 300
-        return taken
-
-    one_call()
+    count_once(3)
     gather()
-    until(lambda: one_call().all())
+    until(lambda: all(count_once(3)))
+
+
+needs_parking = pytest.mark.skipif(not PARKS, reason="helpers sleep in a queue here")
+
+
+@needs_parking
+def test_helpers_that_sleep_are_woken(team, monkeypatch):
+    """By whoever is in the kernel; and nobody is woken twice, or never again."""
+    monkeypatch.setattr(threads, "LINGER", 20_000)
+    count_once(3)
+    team.ask()
+    until(lambda: team.serving == 2)
+    parked = 0
+    for k in range(300):
+        time.sleep(k % 7 * 2e-5)
+        parked += team.post[PARKED] > 0
+        count_once(3 - k % 2)
+    assert parked
+    until(lambda: all(count_once(3)))
+    until(lambda: team.post[PARKED] == 2)
+    tokens = ctypes.c_int(-1)
+    assert ctypes.CDLL(None).sem_getvalue(ctypes.c_void_p(team.at + 8 * SEMAPHORE), ctypes.byref(tokens)) == 0
+    assert tokens.value == 0
+    assert not team.post[[OPEN, INSIDE, WAITING, TAKEN]].any()
+
+
+@needs_parking
+def test_helpers_are_not_where_the_caller_is(team, monkeypatch):
+    """Neither those who look for work nor those who sleep: Linux would leave both on one processor for milliseconds."""
+    mine = os.sched_getaffinity(0)
+    if len(mine) < 2:
+        pytest.skip("one processor")
+    gather()
+    own = [ctypes.cast(int(at), ctypes.POINTER(ctypes.c_int64)) for at in team.post[HELPERS : HELPERS + 2]]
+    try:
+        for sleeping in (False, True):
+            for cpu in (min(mine), max(mine)):
+                until(lambda needed=sleeping: not needed or team.post[PARKED] == 2)
+                # Of this thread alone: the helpers' processors are those of the main thread, where this test may run.
+                worker = threading.Thread(target=call_on, args=(cpu,))
+                worker.start()
+                worker.join(WAIT)
+                until(lambda cpu=cpu: all(one[ON] != cpu for one in own))
+                if sleeping:
+                    assert all(one[OFF] == cpu for one in own)
+            monkeypatch.setattr(threads, "LINGER", 0)
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+def call_on(cpu):
+    os.sched_setaffinity(0, {cpu})
+    count_once(3)
 
 
 @pytest.mark.parametrize(("kind", "options"), CELLS)
@@ -171,8 +230,10 @@ def test_an_exception_gives_the_post_back(team, monkeypatch, error):
     gather()
     for broken in (before, after):
         with pytest.raises(error):
-            threads.divide(broken, (), 3, *layer._quick_with("l0", 40), 0, x, np.empty((3, 1, 4, 90), np.float32),
-                           *np.zeros((2, 1, 4, 90), np.float32))  # fmt: skip
+            threads.divide(
+                broken, (*layer._quick_with("l0", 40), 0), 3, 1.0, 1, x, np.empty((3, 1, 4, 90), np.float32),
+                *np.zeros((2, 1, 4, 90), np.float32),
+            )  # fmt: skip
         until(lambda: not team.post[[OPEN, INSIDE, TAKEN]].any())
         assert layer(x)[0].tobytes() == expected
 
@@ -187,26 +248,30 @@ def test_those_who_wait_and_those_who_are_parked_work_on_one_call(team, divided,
     set_num_threads(4)
     assert layer(x)[0].tobytes() == y.tobytes()
     assert len(team.threads) == 3
-    until(lambda: layer(x)[0].tobytes() == y.tobytes() and team.post[WAITING] == 3)
+    until(lambda: layer(x)[0].tobytes() == y.tobytes() and team.serving == 3)
 
 
-def test_a_helper_is_asked_for_where_small_work_comes_again_and_again(monkeypatch, set_num_threads):
+def test_helpers_are_called_where_small_work_comes_again_and_again(monkeypatch, set_num_threads):
     """Not for a step now and then: waking somebody would cost more than he saves."""
     set_num_threads(2)
-    team = threads._Team()
+    team, work = threads._Team(), threads.SMALL / 4
     monkeypatch.setattr(threads, "_team", team)
     monkeypatch.setattr(threads, "LINGER", 2 * 10**7)
-    for _ in range(3):
-        assert threads.at_hand() == 1
+    for _ in range(6):
+        assert threads.at_hand(work) == 1
         time.sleep(0.03)
     assert not team.threads
-    for _ in range(threads.OFTEN):
-        assert threads.at_hand() == 1
-    assert not team.threads
-    until(lambda: threads.at_hand() == 2)
-    until(lambda: team.post[WAITING] == 0)  # and it does not wait for ever
+    for _ in range(4):
+        assert threads.at_hand(work) == 1
+    until(lambda: team.serving == 1 and team.post[WAITING] == 0)  # and it does not look for work for ever
+    if PARKS:
+        for _ in range(3):
+            assert threads.at_hand(work) == 1
+            time.sleep(0.03)
+        assert [threads.at_hand(work) for _ in range(4)] == [1, 1, 1, 2]
+        assert len(team.threads) == 1
     set_num_threads(1)
-    assert [threads.at_hand() for _ in range(3)] == [1, 1, 1]
+    assert [threads.at_hand(work) for _ in range(8)] == [1] * 8
 
 
 def test_helpers_that_keep_their_caller_waiting_are_left_alone(team, divided, monkeypatch):
@@ -218,7 +283,7 @@ def test_helpers_that_keep_their_caller_waiting_are_left_alone(team, divided, mo
     until(lambda: layer(x) and team.shunned)
     monkeypatch.setattr(threads, "STALL", 10**12)
     team.shunned = time.monotonic_ns() + 10**12
-    assert threads.at_hand() == 1
+    assert threads.at_hand(1.0) == 1
     divided.clear()
     layer(x)
     assert not divided
@@ -229,7 +294,7 @@ def test_helpers_that_keep_their_caller_waiting_are_left_alone(team, divided, mo
 
 def test_they_are_left_alone_for_longer_and_longer():
     """While it goes on, up to 32 times as long as the first time."""
-    made, first, now = threads._Team(), threads.SHUNNED, 10**12
+    made, first, now = threads._Team(), threads.SHUN, 10**12
     pauses = []
     for _ in range(8):
         made.shun(now)
@@ -238,3 +303,46 @@ def test_they_are_left_alone_for_longer_and_longer():
     assert pauses == [first * 2 ** min(k, 5) for k in range(8)]
     made.shun(now + 1000 * first)
     assert made.shunned == now + 1001 * first
+
+
+BIG = """
+import sys, threading, time
+import numpy as np
+import fastrnn as fr
+from fastrnn import threads
+
+fr.set_num_threads(COUNT)
+layer, x = fr.LSTM(256, 256, seed=1), np.ones((1, 400, 256), np.float32)
+threads._team.ask()
+while threads._team.serving < fr.get_num_threads() - 1:
+    time.sleep(0.01)
+seen, stop = [], []
+
+def look():
+    while not stop:
+        seen.append(time.perf_counter())
+        time.sleep(0)
+
+layer(x)
+assert layer._ready is not None
+fr.last_call_info()
+sys.setswitchinterval(1e-4)
+threading.Thread(target=look, daemon=True).start()
+for _ in range(200):
+    start = time.perf_counter()
+    y, _ = layer(x)
+    middle = (start + time.perf_counter()) / 2
+    if any(start < t < middle for t in seen[-100000:]):
+        break
+else:
+    sys.exit("nobody else ran meanwhile")
+stop.append(True)
+assert fr.last_call_info()[-1].kernel == "lstm_steps"
+np.testing.assert_array_equal(y, layer(x, lengths=[1] * 400)[0])
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_large_step_lets_go_of_the_gil(count):
+    """As large as it may be to go the quick way."""
+    run_python(BIG.replace("COUNT", str(count)))

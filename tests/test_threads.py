@@ -25,7 +25,8 @@ class Job:
 
 @pytest.fixture
 def team(monkeypatch):
-    """Helpers of our own, none at first."""
+    """Helpers of our own, none at first, that get their work from the queue."""
+    monkeypatch.setattr(threads, "NEW", 10**9)
     monkeypatch.setattr(threads, "_team", threads._Team())
     return threads._team
 

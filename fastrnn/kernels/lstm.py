@@ -48,6 +48,7 @@ before h, ascending.
 import numpy as np
 
 from .._jit import SMALL, device, kernel, part
+from ..simd.gil import let_go, take_back
 from ..simd.post import share
 from ..simd.sync import finish, next_item, turns, wait
 from ..simd.target import COLS
@@ -1256,13 +1257,14 @@ def lstm_backward(
 
 
 @kernel
-def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, x, out, h_0, c_0):
+def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, x, out, h_0, c_0):
     """Few steps of one layer, for the caller alone or with those who wait at the post. False, and nothing done,
-    if the shapes do not fit or the work is not small.
+    if the shapes do not fit.
 
     tickets : their address
     w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
     layer : from 0, of L; or ~layer, see `which_way`
+    pieces : into how many parts the rows are divided for the workers; 1: each step's panels are
     x : (T, B, I), read, if it is the first layer; those above it read the y below
     out : (T + 2, L, B, H), of this layer written: y of all steps, h, c
     h_0, c_0 : (L, B, H), of this layer read
@@ -1275,29 +1277,42 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, x, out, 
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
     number = GATES if coupled is None else GATES - 1
-    if len(w) != panels * number * (1 + i_size + h_size) * lane or steps * batch * len(w) > SMALL * workers:
+    if len(w) != panels * number * (1 + i_size + h_size) * lane:
         return False
-    before, cells, c = h_0[layer], c_0[layer], out[steps + 1][layer]
+    c = out[steps + 1][layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     share(tickets, 0, worker)
-    for t in range(steps):
-        below, y = step_input(t, layer, x, out), out[t][layer]
-        for k in range(panels):
-            panel = next_item(tickets, worker, workers, k, panels, t, turn)
-            if panel < 0:
-                break
-            forward_item(
-                0, batch, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
-                below, ids, none, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
-            )  # fmt: skip
-            if workers > 1:
-                finish(tickets, 0, workers)
-        if workers > 1:
-            wait(tickets, 0, workers, (t + 1) * panels)
-        before, cells = y, c
+    gil = let_go(worker == 0 and steps * batch * len(w) > SMALL)
+    by_rows, by_panels = pieces > 1, pieces == 1 and workers > 1
+    for n in range(pieces):
+        piece = next_item(tickets, worker, workers, n, pieces, 0, 0, by_rows)
+        if piece < 0:
+            break
+        row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
+        before, cells = h_0[layer], c_0[layer]
+        for t in range(steps):
+            below, y = step_input(t, layer, x, out), out[t][layer]
+            for k in range(panels):
+                panel = next_item(tickets, worker, workers, k, panels, t, turn, by_panels)
+                if panel < 0:
+                    break
+                forward_item(
+                    row0, row1, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
+                    below, ids, none, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
+                )  # fmt: skip
+                if by_panels:
+                    finish(tickets, 0, workers)
+            if by_panels:
+                wait(tickets, 0, workers, (t + 1) * panels)
+            before, cells = y, c
+        if by_rows:
+            finish(tickets, 0, workers)
+    if by_rows:
+        wait(tickets, 0, workers, pieces)
     for k in range(0, batch * h_size if worker == 0 else 0, lane):
-        copy_rows(out[steps][layer], k, before, k, batch * h_size - k)
+        copy_rows(out[steps][layer], k, out[steps - 1][layer], k, batch * h_size - k)
+    take_back(gil)
     return True
 
 

@@ -67,6 +67,7 @@ from .store import Store
 NO_IDS = np.empty((0, 0), np.int64)
 HOISTED = 1 << 25  # bytes that U x of all steps may take
 LARGE = 1 << 20  # bytes of weights that a core's cache does not keep from one step to the next
+QUICK = 250_000_000  # multiply-adds that a call may take which cannot be interrupted: 1 to 30 ms
 MERGES = ("concat", "sum")
 
 
@@ -101,6 +102,18 @@ class Masks(NamedTuple):
     def of(self, rows: slice) -> Masks:
         """Those of some rows of x."""
         return self._replace(keep=tuple(None if k is None else k[rows] for k in self.keep)) if self.each else self
+
+
+class Quick(NamedTuple):
+    """What small calls of a layer need to know, and how they are made."""
+
+    version: int  # of the parameters
+    each: float  # multiply-adds of a number of x
+    largest: int  # numbers of weights of a layer, the most
+    width: int  # of a layer's input, the most; 0 if no step ever waits for U
+    # From call to call, to read large weights forth and back in turns: `quick` with the parameters for the caller alone
+    # and divided, each the first layer's and those of the layers above it.
+    turns: Iterator[Any]
 
 
 class Run(NamedTuple):
@@ -265,10 +278,7 @@ class Recurrent(Layer):
         self._blocks = -(-h // unit)  # of a tape
         self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
         self._compiled: Any = None  # `quick`, once it has been called for
-        # The version of the parameters; how many numbers a small x of one step has at the most, and one of more steps;
-        # from how many in a step on work is divided if a helper is at hand; and, from panel to panel forth and back in
-        # turns, `quick` with the parameters, for the caller alone and divided: the first layer's, and those above it.
-        self._ready: tuple[int, int, int, int, Iterator[Any]] | None = None
+        self._ready: Quick | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None, "_ready": None}  # compiled code stays where it is
@@ -330,12 +340,17 @@ class Recurrent(Layer):
                 self._make_ready(now)
             if self._ready is None:
                 return None
-            version, one, more, least, turns = self._ready
+            version, each, largest, width, turns = self._ready
             # Compiled code does not look at the order of bytes: once Numba has seen a misaligned array, it takes those
             # of the other order for its like.
-            workers = at_hand() if now.size >= least * steps else 1
-            most = one if steps == 1 else more
-            if now.size > most * workers or version != self.store.version or not now.dtype.isnative:
+            if version != self.store.version or not now.dtype.isnative:
+                return None
+            work = now.size * each
+            if work < DIVIDED and not (width and steps > 1):
+                workers = pieces = 1
+            else:
+                workers, pieces = self._way(largest, width, steps, now.shape[1], work)
+            if not workers:
                 return None
             if state is None:
                 h0 = c0 = np.zeros((self.num_layers, now.shape[1], self.hidden_size), self.dtype)
@@ -345,10 +360,12 @@ class Recurrent(Layer):
                 h0, c0 = state
             if len(h0) != self.num_layers or not (h0.dtype.isnative and c0.dtype.isnative):
                 return None
-            out = np.empty((steps + self.states, *h0.shape), self.dtype)
-            first, above = next(turns)[workers > 1]
-            if workers > 1:
-                first, above = partial(first, workers), [partial(up, workers) for up in above]
+            make = np.empty if work < DIVIDED else buffers.empty
+            out = make((steps + self.states, *h0.shape), self.dtype)
+            alone = workers == 1 and work < SMALL
+            first, above = next(turns)[not alone]
+            if not alone:
+                first, *above = [partial(one, workers, work, pieces) for one in (first, *above)]
             if self.states == 1:
                 if not first(now, out, h0) or (above and not all(up(now, out, h0) for up in above)):
                     return None
@@ -800,30 +817,50 @@ class Recurrent(Layer):
         # Without zoneout; and not for arrays that go the long way in any case.
         if self.directions > 1 or self.batch_first or self._unmasked is None or config.DISABLE_JIT:
             return
-        sums = self.gates * self.hidden_size
         if x.dtype != self.dtype or x.ndim != 3 or x.shape[2] != self.input_size:
             return
-        if x.size * sums > SMALL * get_num_threads():
-            return
-        version = self.store.version
         widths = [self.input_size] + (self.num_layers - 1) * [self.hidden_size]
-        each = [self._quick_with(f"l{layer}", width) for layer, width in enumerate(widths)]
-        made = [own for own in each if own is not None]
-        if not made:
+        sizes = [self.gates * self.hidden_size * (width + self.hidden_size) for width in widths]
+        each, wide = sum(sizes) / self.input_size, max(widths) if self._waits(max(widths), 1) else 0
+        if not self._way(max(sizes), wide, len(x), x.shape[1], x.size * each)[0]:
             return
+        version, made = self.store.version, []
+        for layer, width in enumerate(widths):
+            own = self._quick_with(f"l{layer}", width)
+            if own is None:
+                return
+            made.append(own)
         if self._compiled is None:
             a = np.empty((1, 1, 1, 1), self.dtype)
-            self._compiled = self.quick.for_types(*ALONE, *made[0], 0, a[0], a, *self.states * (a[0],))
-        # A step too large for one layer is not begun in those below it.
-        most = min(SMALL // own[0].size for own in made) * self.input_size
-        least = DIVIDED // max(own[0].size for own in made) * self.input_size
+            self._compiled = self.quick.for_types(*ALONE, *made[0], 0, 1, a[0], a, *self.states * (a[0],))
         ways = []
         for back in (False, True) if sum(own[0].nbytes for own in made) >= LARGE else (False,):
             given = [(*own, ~layer if back else layer) for layer, own in enumerate(made)]
-            alone, *above = [partial(self._compiled, *ALONE, *own) for own in given]
+            alone, *above = [partial(self._compiled, *ALONE, *own, 1) for own in given]
             divided, *above_divided = [partial(divide, self._compiled, own) for own in given]
             ways.append(((alone, above), (divided, above_divided)))
-        self._ready = version, most, 0 if self._waits(max(widths), 1) else most, least, cycle(ways)
+        self._ready = Quick(version, each, max(sizes), wide, cycle(ways))
+
+    def _way(self, largest: int, width: int, steps: int, batch: int, work: float) -> tuple[int, int]:
+        """How many workers a small call is for, none if it goes the long way; and into how many parts its rows are
+        divided for them, or each step's panels are: 1.
+        """
+        if work > QUICK or (steps > 1 and self._waits(width, batch)):
+            return 0, 1
+        threads = get_num_threads()
+        by_rows = steps > 1 and self._by_rows(batch, threads, self._panels, largest)
+        workers = at_hand(work) if work >= DIVIDED * (1 if by_rows else steps) else 1
+        # More is divided by those who are there already, and into enough items.
+        if work >= SMALL and (workers < threads or not (by_rows or self._panels >= 4 * threads)):
+            return 0, 1
+        return workers, workers if by_rows else 1
+
+    def _by_rows(self, batch: int, workers: int, panels: int, numbers: int) -> bool:
+        """Whether workers take rows of all steps, and then wait for nobody, but stream all weights: so many must stay
+        in the cache of each.
+        """
+        small = numbers * self.dtype.itemsize <= 1 << 19
+        return batch >= workers and (panels == 1 or (small and batch >= 2 * workers))
 
     def _tape(self, rows: int) -> np.ndarray:
         """A tape of so many rows, flat."""
@@ -837,9 +874,7 @@ class Recurrent(Layer):
         workers = workers_for(work, panels * batch)
         pieces, by_rows = 1, True
         if workers > 1:
-            # Rows need no waiting at each step, but every worker then streams all weights: they must stay in its cache.
-            small = self.gates * self.hidden_size * depth * self.dtype.itemsize <= 1 << 19
-            by_rows = batch >= workers and (panels == 1 or (small and batch >= 2 * workers))
+            by_rows = self._by_rows(batch, workers, panels, self.gates * self.hidden_size * depth)
             pieces = workers if by_rows else 1
         # In a step there are enough items to keep all workers busy to its end, and none that keeps the caller long.
         items, least = (1, 1) if by_rows else (panels, 4 * workers)

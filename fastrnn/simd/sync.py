@@ -105,14 +105,14 @@ def wait(tickets, phase, workers, count):
 
 
 @device
-def next_item(tickets, worker, workers, n, items, step, turn):
-    """The n-th of a step's items for a worker who is alone; among several one that nobody has taken, or -1.
+def next_item(tickets, worker, workers, n, items, step, turn, divided):
+    """Of a step's items, if they are divided, one that nobody has taken, or -1; else the n-th.
 
     What `turns` does, for few items: a generator takes 0.02 us for each.
     """
-    if workers == 1:
-        return to_and_fro(n, items, step + turn)
-    return take(tickets, 0, worker, workers, step, items, turn)
+    if divided:
+        return take(tickets, 0, worker, workers, step, items, turn)
+    return to_and_fro(n, items, step + turn)
 
 
 @inlined
