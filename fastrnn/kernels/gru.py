@@ -705,7 +705,7 @@ def gru_steps(worker, workers, tickets, w, layer, pieces, x, out, h_0):
         row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
         before = h_0[layer]
         for t in range(steps):
-            below, y = step_input(t, layer, x, out), out[t][layer]
+            below, y, done = step_input(t, layer, x, out), out[t][layer], 0
             for k in range(panels):
                 panel = next_item(tickets, worker, workers, k, panels, t, turn, by_panels)
                 if panel < 0:
@@ -714,13 +714,13 @@ def gru_steps(worker, workers, tickets, w, layer, pieces, x, out, h_0):
                     row0, row1, panel, 0, 0, 0, 0, batch, i_size, h_size, h_size, 0,
                     below, ids, none, w, None, before, y, none, none, work, before, h_size,
                 )  # fmt: skip
-                if by_panels:
-                    finish(tickets, 0, workers)
+                done += 1
             if by_panels:
+                finish(tickets, 0, workers, done)
                 wait(tickets, 0, workers, (t + 1) * panels)
             before = y
         if by_rows:
-            finish(tickets, 0, workers)
+            finish(tickets, 0, workers, 1)
     if by_rows:
         wait(tickets, 0, workers, pieces)
     for k in range(0, batch * h_size if worker == 0 else 0, lane):

@@ -369,7 +369,7 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
         row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
         before = h_0[layer]
         for t in range(steps):
-            below, y = step_input(t, layer, x, out), out[t][layer]
+            below, y, done = step_input(t, layer, x, out), out[t][layer], 0
             for k in range(groups):
                 group = next_item(tickets, worker, workers, k, groups, t, turn, by_panels)
                 if group < 0:
@@ -378,13 +378,13 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
                     row0, row1, group, 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity,
                     below, ids, none, w, None, before, y, z,
                 )  # fmt: skip
-                if by_panels:
-                    finish(tickets, 0, workers)
+                done += 1
             if by_panels:
+                finish(tickets, 0, workers, done)
                 wait(tickets, 0, workers, (t + 1) * groups)
             before = y
         if by_rows:
-            finish(tickets, 0, workers)
+            finish(tickets, 0, workers, 1)
     if by_rows:
         wait(tickets, 0, workers, pieces)
     for k in range(0, batch * h_size if worker == 0 else 0, lane):

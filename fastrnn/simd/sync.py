@@ -85,13 +85,16 @@ def take(tickets, phase, worker, workers, step, items, turn):
 
 
 @device
-def finish(tickets, phase, workers):
-    """Counts an item as finished; what it wrote is visible to everybody who sees the count."""
+def finish(tickets, phase, workers, count):
+    """Counts items as finished; what they wrote is visible to everybody who sees the count.
+
+    A worker counts all that it took of a step at once: item by item the counter went from core to core all the time.
+    """
     at = phase * (1 + workers) * LINE
     if workers == 1:
-        put(tickets, at, atomic_load(tickets, at) + 1)
-    else:
-        atomic_add(tickets, at, 1)
+        put(tickets, at, atomic_load(tickets, at) + count)
+    elif count > 0:
+        atomic_add(tickets, at, count)
 
 
 @device
@@ -117,8 +120,8 @@ def next_item(tickets, worker, workers, n, items, step, turn, divided):
 
 @inlined
 def turns(tickets, phase, worker, workers, rounds, items):
-    """Yields every (round, item) that this worker takes, `items` in each of `rounds`, and counts it as finished when
-    the next is asked for. It ends when all items of all rounds are finished, whoever took them; or, for the caller,
+    """Yields every (round, item) that this worker takes, `items` in each of `rounds`, and counts those of a round as
+    finished when there are no more. It ends when all items of all rounds are finished, whoever took them; or, for the caller,
     when it is time to leave: then every `turns` of the kernel ends at once, and when the kernel is called again each
     goes on from where the tickets stand.
 
@@ -142,16 +145,18 @@ def _turns(tickets, phase, worker, workers, rounds, items):
     finished = atomic_load(tickets, phase * (1 + workers) * LINE)
     for r in range(finished // max(1, items), rounds):
         wait(tickets, phase, workers, r * items)
-        item = take(tickets, phase, worker, workers, r, items, 0)
+        item, done = take(tickets, phase, worker, workers, r, items, 0), 0
         while item >= 0:
             yield r, item
-            finish(tickets, phase, workers)
+            done += 1
             if until:
                 unseen += 1
                 if unseen == least:
                     unseen = 0
                     if now() >= until:
+                        finish(tickets, phase, workers, done)
                         put(tickets, AWAY, 1)
                         return
             item = take(tickets, phase, worker, workers, r, items, 0)
+        finish(tickets, phase, workers, done)
     wait(tickets, phase, workers, rounds * items)
