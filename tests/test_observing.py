@@ -175,7 +175,7 @@ def test_large_weights_are_read_forth_and_back(told, kind):
 
 @needs_jit
 def test_what_is_not_small_is_a_launch(told, set_num_threads):
-    """Much work, U that is better read once for all steps, what the quick kernel cannot do, and other types."""
+    """Much work, what the quick kernel cannot do, and other types."""
     set_num_threads(2)
     layer = fr.LSTM(3, 40, seed=1)
     layer(np.zeros((2, 1, 3), np.float32))
@@ -184,17 +184,36 @@ def test_what_is_not_small_is_a_launch(told, set_num_threads):
     for x in (np.zeros((2400, 1, 3), f32), np.zeros((2, 20_000, 3), f32), np.zeros((3, 1, 2), f32).T, [[[1, 2, 3]]]):
         layer(x)
         assert [name for name, *_ in told()] == ["lstm_forward"]
-    layer = fr.LSTM(1024, 32, seed=1)
-    for T, launches in ((1, []), (2, ["lstm_forward"])):
-        x = np.zeros((T, 1, 1024), np.float32)
-        layer(x)
-        told()
-        layer(x)
-        assert [name for name, *_ in told()][-1:] == launches
     for options in ({"bidirectional": True}, {"batch_first": True}, {"proj_size": 2}, {"zoneout": 0.5}):
         layer = fr.LSTM(3, 5, seed=1, **options)
         layer(np.zeros((2, 2, 3), np.float32))
         assert told()[-1][0] == "lstm_forward"
+
+
+@needs_jit
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "i_size", "options"),
+    [(fr.LSTM, 1100, {}), (fr.LSTM, 1400, {"coupled": True}), (fr.LSTM, 1100, {"peephole": "diagonal"}),
+     (fr.GRU, 1400, {}), (fr.RNN, 4200, {})],
+)  # fmt: skip
+def test_large_u_is_read_once_for_all_steps(told, kind, i_size, options, bias):
+    """A product and then the quick way; the bits are the same, and a change of the parameters is seen."""
+    layer, rng = kind(i_size, 33, seed=1, bias=bias, **options), np.random.default_rng(2)
+    for T, B in ((1, 1), (2, 1), (7, 2), (2, 1)):
+        x = rng.standard_normal((T, B, i_size), dtype=np.float32)
+        layer(x)
+        told()
+        y, final = layer(x)
+        assert [name for name, *_ in told()] == (["product"] if T > 1 else [])
+        for state in (None, final):
+            long, quick = layer(x, state, lengths=[T] * B), layer(x, state)
+            assert quick[0].tobytes() == long[0].tobytes()
+            assert np.array(quick[1]).tobytes() == np.array(long[1]).tobytes()
+        layer.params["weight_hh_l0"] = 2 * layer.params["weight_hh_l0"]
+        layer.params["weight_ih_l0"] = layer.params["weight_ih_l0"] + 1e-3
+    with pytest.raises(ValueError, match="state"):
+        layer(x, np.zeros((1, 1, 32), np.float32) if kind is not fr.LSTM else (np.zeros((1, 1, 32), np.float32),) * 2)
 
 
 # --- logging ------------------------------------------------------------------------------------------------

@@ -268,8 +268,9 @@ def forward_item(
             copy_line(y, r * line, w, at)
         if flags & INDEXED:
             for r in range(rows):
+                row = n + r0 + r if len(ids) == 0 else ids[n + r0 + r]
                 for g in range(GATES):  # n r z from r z n
-                    source = (ids[n + r0 + r] * GATES + (g + 2) % GATES) * h_size + unit
+                    source = (row * GATES + (g + 2) % GATES) * h_size + unit
                     copy_in(y, r * line + g * lane, table, source, count)
         else:
             x_at = (n + r0) * i_size
@@ -680,7 +681,8 @@ def gru_steps(worker, workers, tickets, w, layer, pieces, x, out, h_0):
     w : packed weights, read
     layer : from 0, of L; or ~layer, see `which_way`
     pieces : into how many parts the rows are divided for the workers; 1: each step's panels are
-    x : (T, B, I), read, if it is the first layer; those above it read the y below
+    x : (T, B, I), read, if it is the first layer; those above it read the y below. Or (T, B, 3H), U x + b, for w
+        packed without U
     out : (T + 1, L, B, H), of this layer written: y of all steps, h
     h_0 : (L, B, H), of this layer read
     """
@@ -691,8 +693,10 @@ def gru_steps(worker, workers, tickets, w, layer, pieces, x, out, h_0):
     batch, i_size = step_input(0, layer, x, out).shape
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
-    if len(w) != panels * (TAPE + GATES * (i_size + h_size)) * lane:
+    hoisted = layer == 0 and i_size == GATES * h_size and len(w) == panels * (TAPE + GATES * h_size) * lane
+    if not hoisted and len(w) != panels * (TAPE + GATES * (i_size + h_size)) * lane:
         return False
+    i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
     work, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
     share(tickets, 0, worker)
@@ -711,8 +715,8 @@ def gru_steps(worker, workers, tickets, w, layer, pieces, x, out, h_0):
                 if panel < 0:
                     break
                 forward_item(
-                    row0, row1, panel, 0, 0, 0, 0, batch, i_size, h_size, h_size, 0,
-                    below, ids, none, w, None, before, y, none, none, work, before, h_size,
+                    row0, row1, panel, 0, 0, 0, 0, batch, i_size, h_size, h_size, flags,
+                    below, ids, below, w, None, before, y, none, none, work, before, h_size,
                 )  # fmt: skip
                 done += 1
             if by_panels:

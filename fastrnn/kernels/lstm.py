@@ -490,8 +490,9 @@ def forward_item(
         rows = min(CHUNK, row1 - r0)
         if flags & INDEXED:
             for r in range(rows):
+                row = n + r0 + r if len(ids) == 0 else ids[n + r0 + r]
                 for g in range(number):
-                    copy_in(z, r * line + g * lane, table, (ids[n + r0 + r] * number + g) * h_size + unit, count)
+                    copy_in(z, r * line + g * lane, table, (row * number + g) * h_size + unit, count)
         else:
             for r in range(rows):
                 copy_line(z, r * line, w, at)  # of three gates with a vector that follows them, which nobody looks at
@@ -1008,7 +1009,7 @@ def lstm_forward(
 
     flags : INDEXED, TRAINING, BY_ROWS
     x : (total, I), read; or, with INDEXED,
-    ids : (total,) int64, read, rows of table : (V, GH), U x + b for each x, read
+    ids : (total,) int64, read, or empty for 0, 1, 2 ...: rows of table : (V, GH), U x + b for each x, read
     w : packed weights, read
     peep : packed diagonal peepholes, read, or None
     full : packed full peepholes, read, or None; only with TRAINING
@@ -1265,7 +1266,8 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, 
     w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
     layer : from 0, of L; or ~layer, see `which_way`
     pieces : into how many parts the rows are divided for the workers; 1: each step's panels are
-    x : (T, B, I), read, if it is the first layer; those above it read the y below
+    x : (T, B, I), read, if it is the first layer; those above it read the y below. Or (T, B, GH), U x + b, for w
+        packed without U
     out : (T + 2, L, B, H), of this layer written: y of all steps, h, c
     h_0, c_0 : (L, B, H), of this layer read
     """
@@ -1277,8 +1279,10 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, 
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
     number = GATES if coupled is None else GATES - 1
-    if len(w) != panels * number * (1 + i_size + h_size) * lane:
+    hoisted = layer == 0 and i_size == number * h_size and len(w) == panels * number * (1 + h_size) * lane
+    if not hoisted and len(w) != panels * number * (1 + i_size + h_size) * lane:
         return False
+    i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
     c = out[steps + 1][layer]
     z, none = stack(w, WORK), stack(w, 1)
     ids = np.empty(0, np.int64)
@@ -1298,8 +1302,8 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, 
                 if panel < 0:
                     break
                 forward_item(
-                    row0, row1, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, 0,
-                    below, ids, none, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
+                    row0, row1, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
+                    below, ids, below, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
                 )  # fmt: skip
                 done += 1
             if by_panels:

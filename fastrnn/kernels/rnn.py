@@ -140,8 +140,8 @@ def forward_item(
             for k in range(cols):
                 to = r * line + k * lane
                 if flags & INDEXED:
-                    unit = (first + k) * lane
-                    copy_in(z, to, table, ids[n + r0 + r] * h_size + unit, h_size - unit)
+                    unit, row = (first + k) * lane, n + r0 + r if len(ids) == 0 else ids[n + r0 + r]
+                    copy_in(z, to, table, row * h_size + unit, h_size - unit)
                 else:
                     copy_in(z, to, w, at + k * lane, lane)
         if not flags & INDEXED:
@@ -248,7 +248,7 @@ def rnn_forward(
 
     flags : INDEXED, BY_ROWS
     x : (total, I), read; or, with INDEXED,
-    ids : (total,) int64, read, rows of table : (V, H), U x + b for each x, read
+    ids : (total,) int64, read, or empty for 0, 1, 2 ...: rows of table : (V, H), U x + b for each x, read
     w : packed weights, read
     last : None; or (B, H), the states before F: the initial ones read, overwritten by the final ones
     h : rows of h_line numbers, H of them used; those of at[0] read (with `last` written), all others written
@@ -343,7 +343,8 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
     w : packed weights, read
     layer : from 0, of L; or ~layer, see `which_way`
     pieces : into how many parts the rows are divided for the workers; 1: each step's panels are
-    x : (T, B, I), read, if it is the first layer; those above it read the y below
+    x : (T, B, I), read, if it is the first layer; those above it read the y below. Or (T, B, H), U x + b, for w
+        packed without U
     out : (T + 1, L, B, H), of this layer written: y of all steps, h
     h_0 : (L, B, H), of this layer read
     """
@@ -355,9 +356,11 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
     groups = (vectors + COLS - 1) // COLS
-    if len(w) != vectors * lane * (1 + i_size + h_size):
+    hoisted = layer == 0 and i_size == h_size and len(w) == vectors * lane * (1 + h_size)
+    if not hoisted and len(w) != vectors * lane * (1 + i_size + h_size):
         return False
-    z, none = stack(w, WORK), stack(w, 1)
+    i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
+    z = stack(w, WORK)
     ids = np.empty(0, np.int64)
     share(tickets, 0, worker)
     gil = let_go(worker == 0 and steps * batch * len(w) > SMALL)
@@ -375,8 +378,8 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
                 if group < 0:
                     break
                 forward_item(
-                    row0, row1, group, 0, 0, 0, i_size, h_size, h_size, h_size, 0, nonlinearity,
-                    below, ids, none, w, None, before, y, z,
+                    row0, row1, group, 0, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
+                    below, ids, below, w, None, before, y, z,
                 )  # fmt: skip
                 done += 1
             if by_panels:

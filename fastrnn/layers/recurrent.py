@@ -61,7 +61,7 @@ from . import buffers
 from .layer import NOT_TAKEN, Layer, Tape, check_tape
 from .layout import Direction, Layout, ragged, take, uniform
 from .norm import in_blocks, normalise
-from .products import add_gradient, multiply, pack
+from .products import NONE, add_gradient, multiply, pack
 from .store import Store
 
 NO_IDS = np.empty((0, 0), np.int64)
@@ -110,7 +110,6 @@ class Quick(NamedTuple):
     version: int  # of the parameters
     each: float  # multiply-adds of a number of x
     largest: int  # numbers of weights of a layer, the most
-    width: int  # of a layer's input, the most; 0 if no step ever waits for U
     # From call to call, to read large weights forth and back in turns: `quick` with the parameters for the caller alone
     # and divided, each the first layer's and those of the layers above it.
     turns: Iterator[Any]
@@ -279,9 +278,12 @@ class Recurrent(Layer):
         self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
         self._compiled: Any = None  # `quick`, once it has been called for
         self._ready: Quick | None = None
+        self._hoisted: Quick | None = None  # where U x comes first, of all steps
+        widest = max(input_size, h if num_layers > 1 else 0)
+        self._wide = widest if self._waits(widest, 1) else 0  # the widest input; 0 if no step ever waits for U
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_compiled": None, "_ready": None}  # compiled code stays where it is
+        return {**vars(self), "_compiled": None, "_ready": None, "_hoisted": None}  # compiled code stays where it is
 
     @property
     def width(self) -> int:
@@ -336,22 +338,29 @@ class Recurrent(Layer):
         try:
             now = x.rows() if type(x) is Embedded and len(x.ids) == 1 else x
             steps = len(now)
-            if self._ready is None or self._ready[0] != self.store.version:
-                self._make_ready(now)
-            if self._ready is None:
-                return None
-            version, each, largest, width, turns = self._ready
+            hoists = steps > 1 and self._wide > 0 and self._waits(self._wide, now.shape[1])
+            ready = self._hoisted if hoists else self._ready
+            if ready is None or ready.version != self.store.version:
+                ready = self._make_ready(now, hoists)
+                if ready is None:
+                    return None
+            version, each, largest, turns = ready
             # Compiled code does not look at the order of bytes: once Numba has seen a misaligned array, it takes those
             # of the other order for its like.
             if version != self.store.version or not now.dtype.isnative:
                 return None
             work = now.size * each
-            if work < DIVIDED and not (width and steps > 1):
-                workers = pieces = 1
-            else:
-                workers, pieces = self._way(largest, width, steps, now.shape[1], work)
+            workers, pieces = (1, 1) if work < DIVIDED else self._way(largest, steps, now.shape[1], work)
             if not workers:
                 return None
+            if hoists:
+                if (
+                    now.dtype != self.dtype
+                    or now.shape[2] != self.input_size
+                    or self._table_size(steps * now.shape[1]) > HOISTED
+                ):
+                    return None
+                now = self._hoist("l0", now.reshape(-1, self.input_size)).reshape(steps, now.shape[1], -1)
             if state is None:
                 h0 = c0 = np.zeros((self.num_layers, now.shape[1], self.hidden_size), self.dtype)
             elif self.states == 1:
@@ -812,23 +821,25 @@ class Recurrent(Layer):
 
     # -- what cells call ----------------------------------------------------------------------------------
 
-    def _make_ready(self, x: np.ndarray) -> None:
-        """Lets calls like that of x, and later ones with these parameters, be small ones, if they can be."""
+    def _make_ready(self, x: np.ndarray, hoists: bool) -> Quick | None:
+        """What calls like that of x, and later ones with these parameters, need to be small ones; None if they cannot
+        be.
+        """
         # Without zoneout; and not for arrays that go the long way in any case.
         if self.directions > 1 or self.batch_first or self._unmasked is None or config.DISABLE_JIT:
-            return
-        if x.dtype != self.dtype or x.ndim != 3 or x.shape[2] != self.input_size:
-            return
-        widths = [self.input_size] + (self.num_layers - 1) * [self.hidden_size]
+            return None
+        if x.dtype != self.dtype or x.ndim != 3 or x.shape[2] != self.input_size or (hoists and self.num_layers > 1):
+            return None
+        widths = [0 if hoists else self.input_size] + (self.num_layers - 1) * [self.hidden_size]
         sizes = [self.gates * self.hidden_size * (width + self.hidden_size) for width in widths]
-        each, wide = sum(sizes) / self.input_size, max(widths) if self._waits(max(widths), 1) else 0
-        if not self._way(max(sizes), wide, len(x), x.shape[1], x.size * each)[0]:
-            return
+        each = sum(sizes) / self.input_size
+        if not self._way(max(sizes), len(x), x.shape[1], x.size * each)[0]:
+            return None
         version, made = self.store.version, []
         for layer, width in enumerate(widths):
             own = self._quick_with(f"l{layer}", width)
             if own is None:
-                return
+                return None
             made.append(own)
         if self._compiled is None:
             a = np.empty((1, 1, 1, 1), self.dtype)
@@ -839,17 +850,23 @@ class Recurrent(Layer):
             alone, *above = [partial(self._compiled, *ALONE, *own, 1) for own in given]
             divided, *above_divided = [partial(divide, self._compiled, own) for own in given]
             ways.append(((alone, above), (divided, above_divided)))
-        self._ready = Quick(version, each, max(sizes), wide, cycle(ways))
+        ready = Quick(version, each, max(sizes), cycle(ways))
+        if hoists:
+            self._hoisted = ready
+        else:
+            self._ready = ready
+        return ready
 
-    def _way(self, largest: int, width: int, steps: int, batch: int, work: float) -> tuple[int, int]:
+    def _way(self, largest: int, steps: int, batch: int, work: float) -> tuple[int, int]:
         """How many workers a small call is for, none if it goes the long way; and into how many parts its rows are
         divided for them, or each step's panels are: 1.
         """
-        if work > QUICK or (steps > 1 and self._waits(width, batch)):
+        if work > QUICK:
             return 0, 1
         threads = get_num_threads()
         by_rows = steps > 1 and self._by_rows(batch, threads, self._panels, largest)
-        workers = at_hand(work) if work >= DIVIDED * (1 if by_rows else steps) else 1
+        # To hand out a call costs some us, to wait for each other at a step less than one.
+        workers = at_hand(work) if work >= DIVIDED * (1 if by_rows else max(1, steps / 8)) else 1
         # More is divided by those who are there already, and into enough items.
         if work >= SMALL and (workers < threads or not (by_rows or self._panels >= 4 * threads)):
             return 0, 1
@@ -896,9 +913,12 @@ class Recurrent(Layer):
             return None, 0, run.ids.reshape(-1), self._table(run)
         if not self._hoists(run):
             return run.x, run.i_size, run.ids.reshape(-1), self._empty
-        bias = self.store.made((run.name, "b"), lambda: self._bias(run.name)) if self.bias else self._empty
-        table = multiply(run.x, self._packed_u(run), self.gates * self.hidden_size, bias)
-        return None, 0, np.arange(run.total), table.reshape(-1)
+        return None, 0, NONE, self._hoist(run.name, run.x).reshape(-1)
+
+    def _hoist(self, name: str, x: np.ndarray) -> np.ndarray:
+        """(N, G H): U x + b for each row of x (N, I)."""
+        bias = self.store.made((name, "b"), lambda: self._bias(name)) if self.bias else self._empty
+        return multiply(x, self._packed_u(name, x.shape[1]), self.gates * self.hidden_size, bias)
 
     def _hoists(self, run: Run) -> bool:
         """Whether U x is computed for all steps before the first one.
@@ -908,25 +928,25 @@ class Recurrent(Layer):
         (150, 4, 256, 256), as the table is written and read again.
         """
         pays = run.where.steps > 1 and self._waits(run.i_size, run.where.batch)
-        return pays and (not run.training or self._table_size(run) <= HOISTED)
+        return pays and (not run.training or self._table_size(run.total) <= HOISTED)
 
     def _waits(self, i_size: int, few: int) -> bool:
         """Whether a step of few rows would wait for U to be read."""
         of_u = i_size * self.gates * self.hidden_size * self.dtype.itemsize
         return of_u > few << 20 or (few <= 2 and of_u >= 1 << 19)
 
-    def _table_size(self, run: Run) -> int:
-        """Bytes of U x for all rows of x."""
-        return run.total * self.gates * self.hidden_size * self.dtype.itemsize
+    def _table_size(self, rows: int) -> int:
+        """Bytes of U x for so many rows of x."""
+        return rows * self.gates * self.hidden_size * self.dtype.itemsize
 
     def _parts(self, run: Run) -> int | None:
         """Into how many segments a forward for inference is divided, so that no table is larger than HOISTED."""
-        size = self._table_size(run)
+        size = self._table_size(run.total)
         return -(-size // HOISTED) if size > HOISTED and run.x is not None and self._hoists(run) else None
 
-    def _packed_u(self, run: Run) -> np.ndarray:
-        rows, u = self.gates * self.hidden_size, self.store.flat(f"weight_ih_{run.name}")
-        return self.store.made((run.name, "u^"), lambda: pack(run.i_size, rows, u, transposed=True))
+    def _packed_u(self, name: str, i_size: int) -> np.ndarray:
+        rows, u = self.gates * self.hidden_size, self.store.flat(f"weight_ih_{name}")
+        return self.store.made((name, "u^"), lambda: pack(i_size, rows, u, transposed=True))
 
     def _indices(self, run: Run) -> int:
         """How many different inputs an index can stand for."""
@@ -982,7 +1002,7 @@ class Recurrent(Layer):
             table, scale = self._held("norm", run, lambda: normalised(self._products(run, False)))
             ids = run.ids.reshape(-1)
         else:
-            table, scale = normalised(multiply(run.x, self._packed_u(run), rows, self._empty))
+            table, scale = normalised(multiply(run.x, self._packed_u(run.name, run.i_size), rows, self._empty))
             ids = np.arange(run.total)
         kept = run.total if run.training else run.where.batch
         scales = np.empty((5 if self.states == 1 else 7) * run.total if run.training else 0, self.dtype)

@@ -121,9 +121,9 @@ def next_item(tickets, worker, workers, n, items, step, turn, divided):
 @inlined
 def turns(tickets, phase, worker, workers, rounds, items):
     """Yields every (round, item) that this worker takes, `items` in each of `rounds`, and counts those of a round as
-    finished when there are no more. It ends when all items of all rounds are finished, whoever took them; or, for the caller,
-    when it is time to leave: then every `turns` of the kernel ends at once, and when the kernel is called again each
-    goes on from where the tickets stand.
+    finished when there are no more. It ends when all items of all rounds are finished, whoever took them; or, for the
+    caller, when it is time to leave: then every `turns` of the kernel ends at once, and when the kernel is called again
+    each goes on from where the tickets stand.
 
     At the first of them the caller hands the kernel that it is in to those who wait for one.
     """
