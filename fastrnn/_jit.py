@@ -153,8 +153,8 @@ class kernel:  # noqa: N801 - read as a decorator
             made.disable_compile(False)
             try:
                 made.compile(tuple(numba.typeof(a) for a in args))
-            finally:
-                made.disable_compile()
+            finally:  # after an interruption there may be nothing yet
+                made.disable_compile(bool(made.signatures))
         return made
 
     def _compile(self, nogil: bool) -> Any:

@@ -14,6 +14,8 @@ import time
 import pytest
 from helpers import JIT, ROOT, run_python
 
+from fastrnn._jit import kernel
+
 pytestmark = pytest.mark.skipif(not JIT, reason="without JIT nothing is kept")
 
 # Prints the version, the bits of a small kernel, how many functions were compiled (none if it was loaded), and where
@@ -249,3 +251,23 @@ def test_many_processes_fill_the_cache(tmp_path, effort, reliability, expected):
         assert call(cache)[1] == expected  # all may have been killed before they were done
         assert call(cache)[1:] == (expected, 0)
     reliability(caches_filled=rounds, by_processes=rounds * processes, of_them_killed_on_the_way=killed)
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT nothing is compiled")
+def test_an_interrupted_compilation_is_begun_anew(monkeypatch):
+    """The interruption is what the caller sees."""
+
+    @kernel
+    def twice(a):
+        return 2 * a
+
+    def interrupted(types):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(twice.held, "compile", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            twice.for_types(1.0)
+    assert twice.for_types(1.0)(3.0) == 6.0
+    with pytest.raises(TypeError):
+        twice.held("no other type is compiled")
