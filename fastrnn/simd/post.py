@@ -8,7 +8,7 @@ no tickets left, as everywhere (sync.py). When the caller has left the kernel it
 nobody is inside any more (`withdraw`): nobody writes into its arrays afterwards.
 
 Who has looked in vain for a while sleeps at a semaphore, and is woken by a caller that opens more places than there are
-threads looking: that costs the caller some 3 us, and nobody the GIL. Each sleeper is woken by one caller only: PARKED
+threads looking: that costs the caller some 20 us, and nobody the GIL. Each sleeper is woken by one caller only: PARKED
 counts those whom nobody has woken yet, and whoever takes one away from it sends one token. Where there are no
 semaphores (PARKS) threads wait in Python instead.
 
