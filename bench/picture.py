@@ -72,8 +72,9 @@ def _compared(rows: list[Row], threads: int) -> Any:
     right.set_xlim(0, 100)
     left.set_yticks(range(len(rows)), [row.case.name for row in rows])
     left.set_ylim(len(rows) - 0.5, -0.5)
+    # Above, where no bar is; the right half has everybody.
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper center", ncols=len(shown), fontsize="small")
     for axes in (left, right):
-        axes.legend(fontsize="small")
         axes.grid(axis="x", alpha=0.3)
     return figure
 
