@@ -328,10 +328,11 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
     team, begun = _team, monotonic_ns()
     helping: list[int] = []  # helpers that have taken the job from the queue and not yet left it
     try:
-        if (places := min(team.serving, workers - 1)) and isinstance(run, kernel):
+        places = min(team.serving, workers - 1)
+        if places:
             tickets[POST], tickets[PLACES] = team.at, places
-        if workers - 1 > team.serving and work >= SMALL:
-            _hand_out(team, run, workers, tickets, args, helping)
+        if places < workers - 1 and work >= SMALL:
+            _hand_out(team, run, 1 + places, workers, tickets, args, helping)
         if work < LONG:
             (run.held if work < SMALL else run.released)(0, workers, tickets, *args)
         else:
@@ -349,14 +350,14 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
 
 
 def _hand_out(
-    team: _Team, run: kernel, workers: int, tickets: Any, args: tuple[Any, ...], helping: list[int]
+    team: _Team, run: kernel, first: int, workers: int, tickets: Any, args: tuple[Any, ...], helping: list[int]
 ) -> None:  # fmt: skip
-    """By the queue, to those who do not serve at the post."""
+    """By the queue, to those who do not serve at the post, as the workers from `first` on."""
     if len(team.threads) < workers - 1:
         team.grow(workers - 1)
     cpu = _cpu()
-    with team.lock:
-        for worker in range(1 + team.serving, workers):
+    with team.lock:  # who begins to serve meanwhile takes what is in the queue by then, and nothing after it
+        for worker in range(first, min(workers, first + len(team.threads) - team.serving)):
             team.jobs.put((cpu, (run.released, worker, workers, tickets, args, helping)))
 
 
@@ -409,7 +410,7 @@ def last_call_info() -> list[Launch]:
     each other so closely that helpers have not parked yet), and else at most `get_num_threads`. A recurrent kernel's
     work is divided ``by`` "rows", which wait for nobody, while the weights fit into every core's cache, and else by
     "panels" of hidden units. Kernels whose name has "pack" in it run once after the weights have changed. An inference
-    without lengths that is too small to be divided, such as a step of a stream, is no launch: it leaves no trace.
+    without lengths of less than 8 million multiply-adds, such as a step of a stream, is no launch: it leaves no trace.
 
     >>> import fastrnn as fr, numpy as np
     >>> earlier = fr.last_call_info()
