@@ -109,3 +109,18 @@ def test_kernels_say_that_the_caller_has_begun(monkeypatch, set_num_threads):
     assert len(parallel) >= 2
     assert all(tickets[CALLER] for tickets in parallel)
     assert not any(tickets[CALLER] for workers, tickets in made if workers == 1)
+
+
+@pytest.mark.parametrize(
+    ("serving", "first", "expected"), [(0, 1, [1, 2, 3]), (1, 2, [2, 3]), (1, 1, [1, 2]), (0, 2, [2, 3])]
+)
+def test_no_number_is_given_twice_and_no_job_to_nobody(team, monkeypatch, serving, first, expected):
+    """Those before `first` are given at the post, whether as many still serve there or not."""
+    monkeypatch.setattr(team, "threads", [None] * 3)
+    monkeypatch.setattr(team, "serving", serving)
+    threads._hand_out(team, Job(None), first, 4, None, (), [])
+    given = []
+    while not team.jobs.empty():
+        _, (_, worker, *_) = team.jobs.get()
+        given.append(worker)
+    assert given == expected
