@@ -1,5 +1,6 @@
 """What a start costs: imports and first results, each in a process of its own, from its start to its word
-that it is done. Cold: an empty `FASTRNN_CACHE_DIR`; warm: the same folder in a later process.
+that it is done. Cold: an empty `FASTRNN_CACHE_DIR`; warm: the same folder in a later process. Python's own bytecode is
+there in both, as it is after an installation.
 """
 
 from __future__ import annotations
@@ -76,13 +77,16 @@ def _starts(case: Case, libraries: list[str]) -> list[_Start]:
         _Start("import numba", "import numba"),
     ]
     starts += [_Start(f"import {n}", f"import {n}") for n in ("fastrnn", "torch", "onnxruntime") if n in libraries]
-    sizes = {"T": case.T, "B": case.B, "I": case.I, "H": case.H}
     for library, (make, infer, train, after) in SCRIPTS.items():
         if library in libraries:
-            make, after = make.format(**sizes), after.format()
+            make, after = make.format(**_sizes(case)), after.format()
             starts.append(_Start(f"{library}: first inference", make + infer, after))
             starts.append(_Start(f"{library}: first training step", make + train, after, training=True))
     return starts
+
+
+def _sizes(case: Case) -> dict[str, int]:
+    return {"T": case.T, "B": case.B, "I": case.I, "H": case.H}
 
 
 def _seconds(case: Case, start: _Start, cache: Path) -> float:
@@ -93,7 +97,7 @@ def _seconds(case: Case, start: _Start, cache: Path) -> float:
     with subprocess.Popen(
         [sys.executable, "-c", code, str(results)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment(FASTRNN_CACHE_DIR=str(cache)),
+        env=environment(FASTRNN_CACHE_DIR=str(cache), PYTHONDONTWRITEBYTECODE=""),
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
@@ -133,6 +137,8 @@ def measure(case: Case, libraries: list[str], rounds: int, cold_rounds: int) -> 
             folder.mkdir(exist_ok=True)
             return folder
 
+        # The first one writes the bytecode of a checkout.
+        _seconds(case, _Start("fastrnn's modules", SCRIPTS["fastrnn"][0].format(**_sizes(case))), Path(parent))
         for n in range(cold_rounds):
             for start in starts:
                 if start.name.startswith("fastrnn:"):
