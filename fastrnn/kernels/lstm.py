@@ -45,8 +45,6 @@ What a row's numbers are depends on that row alone: each pre-activation is one c
 before h, ascending.
 """
 
-import numpy as np
-
 from .._jit import SMALL, device, kernel, part
 from ..simd.gil import let_go, take_back
 from ..simd.post import share
@@ -74,6 +72,7 @@ from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
 from .norm import MEAN_C, OF_H, OF_X, SCALE, SCALE_C, STATS, means, moments, store_moments, sum_of, unnormalised
 from .panels import (
     CHUNK,
+    NO_IDS,
     TAPE,
     WORK,
     add_biases,
@@ -89,7 +88,6 @@ from .panels import (
     panels_for,
     rows_of,
     step_fits,
-    step_input,
     steps_of_item,
     tape_at,
     tiles,
@@ -1275,7 +1273,7 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, 
     if not step_fits(layer, x, out, h_0) or not step_fits(layer, x, out, c_0):
         return False
     steps, h_size = len(x), out.shape[3]
-    batch, i_size = step_input(0, layer, x, out).shape
+    batch, i_size = x.shape[1], x.shape[2] if layer == 0 else h_size
     lane = lanes_of(w)
     panels = panels_for(w, h_size)
     number = GATES if coupled is None else GATES - 1
@@ -1285,7 +1283,6 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, 
     i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
     c = out[steps + 1][layer]
     z, none = stack(w, WORK), stack(w, 1)
-    ids = np.empty(0, np.int64)
     share(tickets, 0, worker)
     gil = let_go(worker == 0 and steps * batch * len(w) > SMALL)
     by_rows, by_panels = pieces > 1, pieces == 1 and workers > 1
@@ -1296,14 +1293,14 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, 
         row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
         before, cells = h_0[layer], c_0[layer]
         for t in range(steps):
-            below, y, done = step_input(t, layer, x, out), out[t][layer], 0
+            below, y, done = x[t] if layer == 0 else out[t][layer - 1], out[t][layer], 0
             for k in range(panels):
                 panel = next_item(tickets, worker, workers, k, panels, t, turn, by_panels)
                 if panel < 0:
                     break
                 forward_item(
                     row0, row1, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
-                    below, ids, below, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
+                    below, NO_IDS, below, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
                 )  # fmt: skip
                 done += 1
             if by_panels:

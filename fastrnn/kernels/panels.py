@@ -15,6 +15,8 @@ So one kernel serves sequences of one length, forward (at = 0, B, 2B ...) and in
 lengths, longest first, one step after the other without gaps.
 """
 
+import numpy as np
+
 from .._jit import device, part
 from ..simd.target import COLS, ROWS, VECTOR_BYTES
 from ..simd.tile import tile
@@ -36,6 +38,9 @@ OVERHEAD, LONGEST = 500, 200_000_000
 
 # Blocks of a tape for each row and block of hidden units: gates, later their gradients.
 TAPE = 4
+
+# No indices: a constant in compiled code (an array made there took 0.1 s more to compile).
+NO_IDS = np.empty(0, np.int64)
 
 
 @pointwise
@@ -172,12 +177,6 @@ def which_way(layer):
     Calls that do in turns find some of the weights in the cache, see `to_and_fro`.
     """
     return (~layer, 1) if layer < 0 else (layer, 0)
-
-
-@device
-def step_input(t, layer, x, out):
-    """(B, I) or, above the first layer, (B, H): the y below."""
-    return x[t] if layer == 0 else out[t][layer - 1]
 
 
 @pointwise

@@ -19,8 +19,6 @@ What a row's numbers are depends on that row alone: each pre-activation is one c
 before h, ascending.
 """
 
-import numpy as np
-
 from .._jit import SMALL, kernel, part
 from ..simd.gil import let_go, take_back
 from ..simd.post import share
@@ -31,6 +29,7 @@ from .activations import drelu, dsigmoid, dtanh, relu, sigmoid, tanh
 from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
 from .panels import (
     CHUNK,
+    NO_IDS,
     WORK,
     add_biases,
     add_in,
@@ -41,7 +40,6 @@ from .panels import (
     pack_transposed,
     rows_of,
     step_fits,
-    step_input,
     steps_of_item,
     tiles,
     which_way,
@@ -352,7 +350,7 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
     if not step_fits(layer, x, out, h_0):
         return False
     steps, h_size = len(x), out.shape[3]
-    batch, i_size = step_input(0, layer, x, out).shape
+    batch, i_size = x.shape[1], x.shape[2] if layer == 0 else h_size
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
     groups = (vectors + COLS - 1) // COLS
@@ -361,7 +359,6 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
         return False
     i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
     z = stack(w, WORK)
-    ids = np.empty(0, np.int64)
     share(tickets, 0, worker)
     gil = let_go(worker == 0 and steps * batch * len(w) > SMALL)
     by_rows, by_panels = pieces > 1, pieces == 1 and workers > 1
@@ -372,14 +369,14 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
         row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
         before = h_0[layer]
         for t in range(steps):
-            below, y, done = step_input(t, layer, x, out), out[t][layer], 0
+            below, y, done = x[t] if layer == 0 else out[t][layer - 1], out[t][layer], 0
             for k in range(groups):
                 group = next_item(tickets, worker, workers, k, groups, t, turn, by_panels)
                 if group < 0:
                     break
                 forward_item(
                     row0, row1, group, 0, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
-                    below, ids, below, w, None, before, y, z,
+                    below, NO_IDS, below, w, None, before, y, z,
                 )  # fmt: skip
                 done += 1
             if by_panels:

@@ -26,7 +26,6 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
 
 from .target import VECTOR_BYTES
 
@@ -564,6 +563,8 @@ def _stack(typingctx: Any, a: types.Type, vectors: types.Type) -> Any:
     array = types.Array(a.dtype, 1, "C")
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+        from numba.np.arrayobj import make_array, populate_array  # 20 ms of a warm start, which compiles nothing
+
         dtype = np.dtype(str(a.dtype))
         n = vectors.literal_value * VECTOR_BYTES // dtype.itemsize
         # Not Numba's alloca_once: it fills with zeros, and LLVM takes seconds to see through such a store.
