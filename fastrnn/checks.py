@@ -114,12 +114,18 @@ def _numbers(name: str, a: Any, dtype: np.dtype) -> np.ndarray:
 
 def contiguous(a: np.ndarray) -> np.ndarray:
     """`a` C-contiguous, aligned and typed as writable, which kernels are compiled for once and for all."""
-    a = np.require(a, requirements=["C", "A"])
+    if not (a.flags.c_contiguous and a.flags.aligned):
+        a = np.require(a, requirements=["C", "A"])
     if a.flags.writeable:
         return a
     if a.size == 0:
         return a.copy()
-    return np.asarray(_Writable(a))
+    a = a.view()
+    try:
+        a.flags.writeable = True  # of what a layer has returned, whose memory is
+    except ValueError:
+        return np.asarray(_Writable(a))
+    return a
 
 
 class _Writable:
@@ -140,9 +146,9 @@ def check_indices(name: str, ids: Any, bound: int, what: str) -> np.ndarray:
         raise TypeError(f"{name} has dtype {ids.dtype}, expected integers")
     # Copied before they are looked at: of a view of one number that claims any shape, the copy fails at once.
     whole = contiguous(ids.astype(np.int64, copy=False))
-    if ids.dtype == np.uint64 and (whole < 0).any():  # above 2^63
-        whole = ids
-    if whole.size and (whole.min() < 0 or whole.max() >= bound):
+    if whole.size and whole.view(np.uint64).max() >= bound:  # or below 0
+        if ids.dtype == np.uint64:
+            whole = ids
         raise ValueError(f"{name} holds {whole.min()} to {whole.max()}, expected 0 <= {name} < {what}={bound}")
     return whole
 

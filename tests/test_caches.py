@@ -64,15 +64,16 @@ import numpy as np
 import fastrnn as fr
 y, _ = fr.LSTM(3, 40, seed=1)(np.ones((5, 4, 3), "float32"), lengths=[5] * 4)
 z, _ = fr.LSTM(3, 40, seed=1, dtype="float64")(np.ones((5, 4, 3)), lengths=[5] * 4)
-print(y.tobytes().hex(), z.tobytes().hex())
+w, _ = fr.RNN(3, 40, seed=1)(np.ones((5, 4, 3), "float32"), lengths=[5] * 4)
+print(y.tobytes().hex(), z.tobytes().hex(), w.tobytes().hex())
 """
     bits = run_python(code, FASTRNN_CACHE_DIR=str(tmp_path))
     kept = list(tmp_path.rglob("*tile_shapes*.nbc"))
-    assert len(kept) == 2
+    assert len(kept) == 3  # wide ones of both types; an RNN has narrow ones besides
     for path in tmp_path.rglob("*tile_shapes*"):
         path.unlink()
     assert run_python(code, FASTRNN_CACHE_DIR=str(tmp_path)) == bits
-    assert len(list(tmp_path.rglob("*tile_shapes*.nbc"))) == 2
+    assert len(list(tmp_path.rglob("*tile_shapes*.nbc"))) == 3
 
 
 def edit(package, path, old, new):

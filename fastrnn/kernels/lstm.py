@@ -50,6 +50,7 @@ from ..simd.gil import let_go, take_back
 from ..simd.post import share
 from ..simd.sync import finish, next_item, turns, wait
 from ..simd.target import COLS
+from ..simd.tile import OWN, SHARED
 from ..simd.vector import (
     block,
     block_of,
@@ -497,17 +498,17 @@ def forward_item(
         h0_at, c0_at = (before + r0) * h_line, (before + r0) * h_size
         x_at = (n + r0) * i_size
         if coupled is None:  # with INDEXED i_size is 0
-            tiles(z, 0, line, rows, 4, x, x_at, i_size, i_size, 0, 1, w, u_at, w_line)
-            tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line)
+            tiles(z, 0, line, rows, 4, x, x_at, i_size, i_size, 0, 1, w, u_at, w_line, OWN)
+            tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line, OWN)
         else:
-            tiles(z, 0, line, rows, 3, x, x_at, i_size, i_size, 0, 1, w, u_at, w_line)
-            tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line)
+            tiles(z, 0, line, rows, 3, x, x_at, i_size, i_size, 0, 1, w, u_at, w_line, OWN)
+            tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line, OWN)
         if full is not None:
             p_at, p_line = panel * (number - 1) * h_size * lane, (number - 2) * lane
             if coupled is None:
-                tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line)
+                tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
             else:
-                tiles(z, 0, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line)
+                tiles(z, 0, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
         for r in range(rows):
             z_at = r * line
             c0_at = ((before if training else 0) + r0 + r) * h_size + unit
@@ -537,7 +538,7 @@ def output_item(
         rows = min(CHUNK, row1 - r0)
         for r in range(rows):
             copy_in(z, r * lane, gates, tape_at(z, panel, total, n + r0 + r) + o_at, lane)
-        tiles(z, 0, lane, rows, 1, c, (c_row + r0) * h_size, h_size, h_size, 0, 1, full, p_at, lane)
+        tiles(z, 0, lane, rows, 1, c, (c_row + r0) * h_size, h_size, h_size, 0, 1, full, p_at, lane, SHARED)
         for r in range(rows):
             g_at = tape_at(z, panel, total, n + r0 + r) + o_at
             c_at, to_at = (c_row + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
@@ -570,9 +571,9 @@ def product_item_norm(
                         copy_in(z, r * line + g * lane, v, 0, 0)
                 w_at = (panel * (1 + o_size) + 1) * w_line
                 if coupled is None:
-                    tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line)
+                    tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line, OWN)
                 else:
-                    tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line)
+                    tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line, OWN)
                 for r in range(rows):
                     v_at = tape_at(w, panel, kept_rows, kept + r0 + r)
                     for g in range(number):
@@ -658,7 +659,7 @@ def projection_item(row0, row1, q, after, h_size, o_size, h_line, wr, m, m_row, 
         for k in range(0, rows * stride, lane):
             copy_in(z, k, m, 0, 0)
         m_at = (m_row + r0) * h_size
-        tiles(z, 0, stride, rows, cols, m, m_at, h_size, h_size, 0, 1, wr, first * lane * h_size, stride)
+        tiles(z, 0, stride, rows, cols, m, m_at, h_size, h_size, 0, 1, wr, first * lane * h_size, stride, SHARED)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
@@ -690,7 +691,7 @@ def arriving(
             copy_in(dh, r * stride + k * lane, dh0, (r0 + r) * o_size + unit, o_size - unit if r >= going else 0)
     left = (ahead + r0) * z_line
     wt_at = first * lane * blocks * seg
-    tiles(dh, 0, stride, going, cols, z, left, z_line, seg, total * z_line, blocks, wt, wt_at, stride)
+    tiles(dh, 0, stride, going, cols, z, left, z_line, seg, total * z_line, blocks, wt, wt_at, stride, SHARED)
     if drop is not None:
         drop_out_backward(r0, going, first, cols, o_size, drop, dh)
     if keep is not None:
@@ -760,7 +761,7 @@ def backward_item(
             for k in range(0, rows * stride, lane):
                 copy_in(dh, k, dhs, 0, 0)
             wrt_at = first * lane * o_size
-            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, stride)
+            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, stride, SHARED)
         if full is not None:
             going = max(0, min(rows, following - r0))
             seg = (number - 2) * size
@@ -829,7 +830,7 @@ def add_product(dc, r0, first, cols, rows, h_size, z, left, seg, total, blocks, 
             unit = (first + k) * lane
             copy_in(work, at + r * stride + k * lane, dc, (r0 + r) * h_size + unit, h_size - unit)
     z_line = GATES * block_of(p)
-    tiles(work, at, stride, rows, cols, z, left, z_line, seg, total * z_line, blocks, p, p_at, stride)
+    tiles(work, at, stride, rows, cols, z, left, z_line, seg, total * z_line, blocks, p, p_at, stride, SHARED)
     for r in range(rows):
         for k in range(cols):
             unit = (first + k) * lane
@@ -859,7 +860,7 @@ def close_item_norm_backward(
             for k in range(0, rows * stride, lane):
                 copy_in(dh, k, dhs, 0, 0)
             wrt_at = first * lane * o_size
-            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, stride)
+            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, stride, SHARED)
         for k in range(cols):
             panel, unit = first + k, (first + k) * lane
             count = h_size - unit

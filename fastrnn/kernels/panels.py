@@ -88,7 +88,7 @@ def add_rows(to, to_off, source, source_off, count):
 
 
 @part
-def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n_seg, b, b_off, line):
+def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n_seg, b, b_off, line, own):
     """c[r, :] += sum over k of a[r, k] b[k, :] for any number of rows; `a` as in simd/tile.py with kstride 1.
 
     At most DEPTH values of k at a time for all rows, so that their lines of `b` are read from the second-level cache.
@@ -106,7 +106,7 @@ def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n
                 tile(
                     c, c_off + r * c_stride, c_stride, count, cols,
                     a, a_off + r * r_stride + s * seg_stride, r_stride, seg, seg_stride, 1, min(several, n_seg - s),
-                    b, b_off + s * seg * line, line,
+                    b, b_off + s * seg * line, line, own,
                 )  # fmt: skip
         return
     for k in range(0, seg, DEPTH):
@@ -115,7 +115,7 @@ def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n
             count = one if rows == 1 else rows * (block + 1) // blocks - r
             tile(
                 c, c_off + r * c_stride, c_stride, count, cols,
-                a, a_off + r * r_stride + k, r_stride, min(DEPTH, seg - k), 0, 1, 1, b, b_off + k * line, line,
+                a, a_off + r * r_stride + k, r_stride, min(DEPTH, seg - k), 0, 1, 1, b, b_off + k * line, line, own,
             )  # fmt: skip
 
 

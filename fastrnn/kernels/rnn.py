@@ -24,6 +24,7 @@ from ..simd.gil import let_go, take_back
 from ..simd.post import share
 from ..simd.sync import finish, next_item, turns, wait
 from ..simd.target import COLS
+from ..simd.tile import OWN, SHARED
 from ..simd.vector import lanes_of, load, pointwise, stack, store
 from .activations import drelu, dsigmoid, dtanh, relu, sigmoid, tanh
 from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
@@ -143,9 +144,9 @@ def forward_item(
                 else:
                     copy_in(z, to, w, at + k * lane, lane)
         if not flags & INDEXED:
-            tiles(z, 0, line, rows, cols, x, (n + r0) * i_size, i_size, i_size, 0, 1, w, at + line, line)
+            tiles(z, 0, line, rows, cols, x, (n + r0) * i_size, i_size, i_size, 0, 1, w, at + line, line, OWN)
         w_at = at + line * (1 + i_size)
-        tiles(z, 0, line, rows, cols, h0, (previous + r0) * h0_line, h0_line, h_size, 0, 1, w, w_at, line)
+        tiles(z, 0, line, rows, cols, h0, (previous + r0) * h0_line, h0_line, h_size, 0, 1, w, w_at, line, OWN)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
@@ -198,7 +199,7 @@ def backward_item(
                 unit = (first + k) * lane
                 copy_in(dh, r * line + k * lane, dh0, (r0 + r) * h_size + unit, h_size - unit if r >= going else 0)
         left = (ahead + r0) * h_size
-        tiles(dh, 0, line, going, cols, dz, left, h_size, h_size, 0, 1, wt, first * lane * h_size, line)
+        tiles(dh, 0, line, going, cols, dz, left, h_size, h_size, 0, 1, wt, first * lane * h_size, line, SHARED)
         if drop is not None:
             drop_out_backward(r0, going, first, cols, h_size, drop, dh)
         if keep is not None:  # what the step after kept of h

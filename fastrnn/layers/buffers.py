@@ -59,21 +59,19 @@ def empty(shape: int | tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """As `np.empty`."""
     shape = shape if isinstance(shape, tuple) else (shape,)
     size = math.prod(shape) * dtype.itemsize
-    if size < SMALLEST:
-        return np.empty(shape, dtype)
-    memory = _take(size)
-    block = _Block(memory.size, np.uint8, memory.owner, memory.start)
-    block.memory = memory
-    return np.ndarray(shape, dtype, block)
+    return np.empty(shape, dtype) if size < SMALLEST else np.ndarray(shape, dtype, _block(size))
 
 
 def aligned(size: int, dtype: np.dtype) -> np.ndarray:
     """As `empty`, and on a cache line whatever the size: for what is read again and again, vector by vector."""
-    size *= dtype.itemsize
-    if size >= SMALLEST:
-        return empty(size, np.dtype(np.uint8)).view(dtype)
-    memory = _on_line(size)
-    return np.ndarray(size // dtype.itemsize, dtype, memory.owner, memory.start)
+    return np.ndarray(size, dtype, _block(max(LINE, size * dtype.itemsize)))
+
+
+def _block(size: int) -> _Block:
+    memory = _take(size)
+    block = _Block(memory.size, np.uint8, memory.owner, memory.start)
+    block.memory = memory
+    return block
 
 
 def _take(size: int) -> Memory:

@@ -21,6 +21,7 @@ benchmark's lstm-step-B1-H128, lstm-infer-150x1x256x256 and lstm-infer-25x1x1024
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,16 @@ from .target import COLS, ROWS
 from .vector import _FLOATS, _SUFFIX, I64, Index, Pointer, _splat, lanes, prefetch
 
 AHEAD = 4  # lines of b
-FEW = 1  # rows of a tile that takes no longer than its call: sequences of one row take 1.08 of the time if it is shared
+FEW = 1  # rows of a tile that takes no longer than its call
+
+# Whose the functions of so few rows are: every kernel's OWN, or SHARED as the others. Sequences of one row take 1.08 of
+# the time if they are shared; a kernel with its own takes 0.1 s more to compile.
+SHARED, OWN = 0, 1
 
 
-def _twin(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride):
+def _twin(
+    c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride, own
+):
     """The tile in NumPy: the same sum, in the order that NumPy's product takes."""
     w, rows = cols * lanes(c), max(1, rows)
     k = np.arange(n_seg * seg)
@@ -130,27 +137,36 @@ def _emit(fn: ir.Function, dtype: np.dtype, rows: int, cols: int) -> None:
     bld.ret_void()
 
 
-def _shapes(typingctx, a):
-    dtype = np.dtype(str(a.dtype))
+def _shapes(widths: Iterable[int]) -> Any:
+    """All functions for tiles of so many columns."""
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
-        for r in range(FEW + 1, ROWS + 1):
-            for k in range(1, COLS + 1):
-                _emit(_declare(builder.module, dtype, r, k), dtype, r, k)
-        return context.get_dummy_value()
+    def define(typingctx: Any, a: types.Type) -> Any:
+        dtype = np.dtype(str(a.dtype))
 
-    return types.none(a), codegen
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
+            for r in range(ROWS + 1):
+                for k in widths:
+                    _emit(_declare(builder.module, dtype, r, k), dtype, r, k)
+            return context.get_dummy_value()
+
+        return types.none(a), codegen
+
+    return define
 
 
 def _tile(
-    typingctx, c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride
-):
+    typingctx, c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg,
+    b, b_off, b_stride, own,
+):  # fmt: skip
+    if not isinstance(own, types.IntegerLiteral):
+        return None
     ints = (types.int64,)
     fixed = isinstance(cols, types.IntegerLiteral)
     wanted = [cols.literal_value] if fixed else range(1, COLS + 1)
-    sig = types.none(c, *ints * 3, cols if fixed else types.int64, a, *ints * 6, b, *ints * 2)
-    dtype = np.dtype(str(c.dtype))
-    _provide(dtype)
+    sig = types.none(c, *ints * 3, cols if fixed else types.int64, a, *ints * 6, b, *ints * 2, own)
+    dtype, few = np.dtype(str(c.dtype)), FEW if own.literal_value == OWN else -1
+    for k in wanted:
+        _provide(dtype, k)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         def address(array: int, off: int) -> ir.Value:
@@ -167,7 +183,7 @@ def _tile(
                 block = builder.append_basic_block(f"tile.{r}x{k}")
                 switch.add_case(ir.Constant(I64, r * (COLS + 1) + k), block)
                 with builder.goto_block(block):
-                    builder.call((_own if r <= FEW else _declare)(builder.module, dtype, r, k), args)
+                    builder.call((_own if r <= few else _declare)(builder.module, dtype, r, k), args)
                     builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
@@ -175,38 +191,48 @@ def _tile(
     return sig, codegen
 
 
+WIDEST = range(COLS, COLS + 1)  # whose functions are half of all; kernels with four gates need no others
+
 if not config.DISABLE_JIT:
-    shapes = intrinsic(_shapes)
+    wide, narrow = intrinsic(_shapes(WIDEST)), intrinsic(_shapes(range(1, COLS)))
 
 
 @kernel
 def tile_shapes(a):
-    """Nothing to call: the functions for all larger shapes, of the type of `a`. They are translated once, and kernels
-    find them by their names. (Written into each kernel, they were a fifth of a cold training step.)
+    """Nothing to call: the functions for tiles of COLS columns, of the type of `a`. They are translated once, and
+    kernels find them by their names. (Written into each kernel, they were a fifth of a cold training step.)
     """
-    shapes(a)
+    wide(a)
 
 
-_provided: set[np.dtype] = set()
+@kernel
+def narrow_tile_shapes(a):
+    """Those for fewer columns."""
+    narrow(a)
 
 
-def _provide(dtype: np.dtype) -> None:
+_provided: set[tuple[np.dtype, bool]] = set()
+
+
+def _provide(dtype: np.dtype, cols: int) -> None:
     """Sees to it that they are there, for kernels that are about to be translated or loaded: under Numba's lock."""
-    if dtype not in _provided:
-        _provided.add(dtype)  # it is a kernel that is loaded, too
+    what = dtype, cols in WIDEST
+    if what not in _provided:
+        _provided.add(what)  # it is a kernel that is loaded, too
         try:
-            tile_shapes.for_types(np.empty(0, dtype))
+            (tile_shapes if what[1] else narrow_tile_shapes).for_types(np.empty(0, dtype))
         except BaseException:
-            _provided.discard(dtype)
+            _provided.discard(what)
             raise
 
 
 @before_loading
 def _provide_for(code: bytes) -> None:
     for dtype, suffix in _SUFFIX.items():
-        if f"fastrnn.tile.{suffix}.".encode() in code:
-            _provide(dtype)
+        for k in range(1, COLS + 1):
+            if f"fastrnn.tile.{suffix}.2x{k}".encode() in code:  # who calls any with so many columns, calls this one
+                _provide(dtype, k)
 
 
-# (c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride)
+# (c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride, own)
 tile = _twin if config.DISABLE_JIT else intrinsic(prefer_literal=True)(_tile)
