@@ -122,7 +122,7 @@ class Embedding(Layer):
         if self.frozen:
             return
         with self.store._lock:
-            self.store.grad("weight")[:] += dweight
+            self.store.add_grad("weight", dweight)
 
     @property
     def width(self) -> int:

@@ -175,12 +175,12 @@ class GRU(Recurrent):
     def _add_sums(self, run: Run, sums: tuple[np.ndarray, ...]) -> None:
         (n, r, z, v), dgain, dtable = sums
         if self.bias:
-            self.store.grad(f"bias_ih_{run.name}")[:] += np.concatenate([r, z, n])
-            self.store.grad(f"bias_hh_{run.name}")[:] += np.concatenate([r, z, v if self.reset == "after" else n])
+            self.store.add_grad(f"bias_ih_{run.name}", np.concatenate([r, z, n]))
+            self.store.add_grad(f"bias_hh_{run.name}", np.concatenate([r, z, v if self.reset == "after" else n]))
         if self.layer_norm:
             n, r, z, *of_v = dgain
-            self.store.grad(f"weight_ln_ih_{run.name}")[:] += np.concatenate([r, z, n])
-            self.store.grad(f"weight_ln_hh_{run.name}")[:] += np.concatenate(of_v)
+            self.store.add_grad(f"weight_ln_ih_{run.name}", np.concatenate([r, z, n]))
+            self.store.add_grad(f"weight_ln_hh_{run.name}", np.concatenate(of_v))
         self._table_backward(dtable, run)
 
     def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:

@@ -242,14 +242,14 @@ class LSTM(Recurrent):
         dbias, dpeep, dgain, dtable = sums
         grad = self.store.grad
         if self.bias:
-            grad(f"bias_ih_{run.name}")[:] += dbias
-            grad(f"bias_hh_{run.name}")[:] += dbias
+            self.store.add_grad(f"bias_ih_{run.name}", dbias)
+            self.store.add_grad(f"bias_hh_{run.name}", dbias)
         if self.peephole == "diagonal":
-            grad(f"weight_peep_{run.name}")[:] += dpeep.reshape(-1, self.hidden_size)
+            self.store.add_grad(f"weight_peep_{run.name}", dpeep.reshape(-1, self.hidden_size))
         if self.layer_norm:
             sizes = [grad(f"{kind}_{run.name}").size for kind in GAINS]
             for kind, part in zip(GAINS, np.split(dgain, np.cumsum(sizes[:-1])), strict=True):
-                grad(f"{kind}_{run.name}")[:] += part
+                self.store.add_grad(f"{kind}_{run.name}", part)
         self._table_backward(dtable, run)
 
     def _kept(self, run: Run, kept: Any) -> dict[str, np.ndarray]:

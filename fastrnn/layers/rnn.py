@@ -158,8 +158,8 @@ class RNN(Recurrent):
     def _add_sums(self, run: Run, sums: tuple[np.ndarray, ...]) -> None:
         dbias, dtable = sums
         if self.bias:
-            self.store.grad(f"bias_ih_{run.name}")[:] += dbias
-            self.store.grad(f"bias_hh_{run.name}")[:] += dbias
+            self.store.add_grad(f"bias_ih_{run.name}", dbias)
+            self.store.add_grad(f"bias_hh_{run.name}", dbias)
         self._table_backward(dtable, run)
 
     def _quick_with(self, name: str, i_size: int) -> tuple[Any, ...] | None:

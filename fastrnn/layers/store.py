@@ -47,6 +47,7 @@ class Store:
         self._values, self.grads = buffers.aligned(size, dtype), buffers.aligned(0 if frozen else size, dtype)
         self._values.fill(0)
         self.grads.fill(0)
+        self._grads = {} if frozen else {name: self.grads[at].reshape(shapes[name]) for name, at in self._where.items()}
         self.version = 0
         self._lock = threading.RLock()
         self._made: dict[Any, tuple[int, Any]] = {}
@@ -72,8 +73,13 @@ class Store:
         return self._values[self._where[name]]
 
     def grad(self, name: str) -> np.ndarray:
-        """A view of its gradient."""
-        return self.grads[self._where[name]].reshape(self.shapes[name])
+        """A view of its gradient, always the same one."""
+        return self._grads[name]
+
+    def add_grad(self, name: str, d: np.ndarray) -> None:
+        """Adds to it."""
+        grad = self._grads[name]
+        grad += d
 
     def assign(self, new: Mapping[str, Any]) -> None:
         """Sets the named parameters; all of them, or on an error none."""
@@ -193,7 +199,7 @@ class Grads(Mapping[str, np.ndarray]):
         store, own = self._params._find(name)
         if store.frozen:
             raise KeyError(f"{name!r} is frozen: it has no gradient")
-        return store.grad(own)
+        return store.grad(own).view()
 
     def __iter__(self) -> Iterator[str]:
         stores = self._params._stores.items()

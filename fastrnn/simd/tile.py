@@ -21,6 +21,7 @@ benchmark's lstm-step-B1-H128, lstm-infer-150x1x256x256 and lstm-infer-25x1x1024
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,18 +54,18 @@ def _twin(
     c.reshape(-1)[out] += a.reshape(-1)[left] @ b.reshape(-1)[right]
 
 
-def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int) -> ir.Function:
+def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int, name: str = "tile") -> ir.Function:
     """The function for one tile shape, as `module` knows it."""
     ptr = _FLOATS[dtype].as_pointer()
     fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, ptr, I64, I64, I64, I64, I64, ptr, I64])
-    fn = cgutils.get_or_insert_function(module, fnty, f"fastrnn.tile.{_SUFFIX[dtype]}.{rows}x{cols}")
+    fn = cgutils.get_or_insert_function(module, fnty, f"fastrnn.{name}.{_SUFFIX[dtype]}.{rows}x{cols}")
     fn.attributes.add("nounwind")
     return fn
 
 
 def _own(module: ir.Module, dtype: np.dtype, rows: int, cols: int) -> ir.Function:
     """The function for a tile of few rows, a kernel's own: what is the same in every call becomes part of it."""
-    fn = _declare(module, dtype, rows, cols)
+    fn = _declare(module, dtype, rows, cols, "own")
     if fn.is_declaration:
         fn.linkage = "internal"
         fn.attributes.add("noinline")
@@ -226,12 +227,14 @@ def _provide(dtype: np.dtype, cols: int) -> None:
             raise
 
 
+_NAMES = re.compile(rb"fastrnn\.tile\.(\w+)\.\d+x(\d+)")
+
+
 @before_loading
 def _provide_for(code: bytes) -> None:
-    for dtype, suffix in _SUFFIX.items():
-        for k in range(1, COLS + 1):
-            if f"fastrnn.tile.{suffix}.2x{k}".encode() in code:  # who calls any with so many columns, calls this one
-                _provide(dtype, k)
+    dtypes = {suffix.encode(): dtype for dtype, suffix in _SUFFIX.items()}
+    for suffix, cols in set(_NAMES.findall(code)):
+        _provide(dtypes[suffix], int(cols))
 
 
 # (c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride, own)
