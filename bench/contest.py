@@ -38,8 +38,16 @@ def _without_lengths(case: Case) -> Case | None:
     return None if lengths is None else replace(case, shortest=0, T=max(1, round(lengths.mean())))
 
 
+def _in_whole_vectors(case: Case) -> Case | None:
+    """Sizes of the group "odd", up to the next multiple of a vector of 64 bytes."""
+    n = 64 // np.dtype(case.dtype).itemsize
+    whole = replace(case, I=-(-case.I // n) * n, H=-(-case.H // n) * n)
+    return whole if "odd" in case.groups and whole != case else None
+
+
 # Ourselves once more, beside a case, without something: what does it cost?
 PLAIN: dict[str, Callable[[Case], Case | None]] = {
+    "fastrnn in whole vectors": _in_whole_vectors,
     "fastrnn without peepholes": _without_peepholes,
     "fastrnn without lengths": _without_lengths,
 }

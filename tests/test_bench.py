@@ -206,6 +206,15 @@ def test_cases(bench):
         cases.select(["nothing"])
 
 
+def test_odd_sizes_are_compared_with_whole_vectors(bench):
+    cases, contest = bench("cases"), bench("contest")
+    named = {case.name: contest.PLAIN["fastrnn in whole vectors"](case) for case in cases.CASES}
+    assert named["lstm-infer-33x7x19x75"].name == "lstm-infer-33x7x32x80"
+    assert named["gru-train-17x5x3x5"].name == "gru-train-17x5x16x16"
+    assert named["lstm-infer-100x32x128x256"] is None
+    assert named["lstm-step-B1-H8"] is None
+
+
 def test_later_records_replace_rows(bench):
     """Of the same name and threads; what they have besides is added, and it is said that there were several."""
     first = {
