@@ -37,14 +37,14 @@ def kernel() -> Any:
     import numba
 
     from fastrnn.simd.target import COLS, ROWS
-    from fastrnn.simd.tile import tile
+    from fastrnn.simd.tile import SHARED, tile
 
     multiply: Any = tile
 
     @numba.njit(nogil=True)
     def run(c: Any, a: Any, b: Any, line: int, repeats: int) -> None:
         for _ in range(repeats):
-            multiply(c, 0, line, ROWS, COLS, a, 0, DEPTH, DEPTH, 0, 1, 1, b, 0, line)
+            multiply(c, 0, line, ROWS, COLS, a, 0, DEPTH, DEPTH, 0, 1, 1, b, 0, line, SHARED)
 
     return run
 
