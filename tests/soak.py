@@ -132,8 +132,8 @@ def every_kind(shared):
     worker = Worker(0, shared, threading.Event())
     for large in (False, True):
         worker.x = lambda large=large: np.ones((60, 24, 20) if large else (3, 2, 20), "f4")
-        for lengths in (None, [1, 0]):
-            worker.lengths = lambda x, given=lengths: given and np.resize(given, x.shape[1])
+        for ragged in (False, True):
+            worker.lengths = lambda x, ragged=ragged: np.resize([len(x), 0], x.shape[1]) if ragged else None
             for model in shared:
                 worker.shared = [model]
                 for call in (worker.infer, worker.train, worker.stream, worker.pool, worker.loss):

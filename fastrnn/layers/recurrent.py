@@ -1039,9 +1039,7 @@ class Recurrent(Layer):
         """Zeros (V, G H) for the gradient of the table, or empty if there is none."""
         if run.x is not None:
             return self._empty
-        dtable = buffers.empty((self._indices(run), self.gates * self.hidden_size), self.dtype)
-        dtable.fill(0)
-        return dtable
+        return np.zeros((self._indices(run), self.gates * self.hidden_size), self.dtype)
 
     def _bias(self, name: str) -> np.ndarray:
         """What is added to U x before the product with h'."""

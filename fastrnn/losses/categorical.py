@@ -9,7 +9,6 @@ import numpy as np
 
 from ..checks import as_array, check_array, check_flag, check_indices, check_number
 from ..kernels import softmax as kernels
-from ..layers import buffers
 from ..threads import launch, workers_for
 from .elements import check_reduction, counted, dtype_of, nothing_counts
 
@@ -81,7 +80,7 @@ def cross_entropy(
     """
     x, gradient = _logits(logits), check_flag("gradient", gradient)
     rows = Rows(x.shape, x.dtype, targets, reduction, label_smoothing, weight, ignore_index, mask, lengths)
-    dx = buffers.empty(x.shape if gradient else 0, x.dtype)
+    dx = np.empty(x.shape if gradient else 0, x.dtype)
     losses = np.empty(len(rows.targets))
     total = rows.run(x.reshape(-1), slice(None), losses, dx.reshape(-1))
     return total / rows.divisor, dx if gradient else None
