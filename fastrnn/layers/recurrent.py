@@ -146,8 +146,6 @@ class Run(NamedTuple):
     def flat_masks(self) -> list[Any]:
         """The mask of h', h times it, the masks of zoneout, flat, and whether these have rows, as kernels take them."""
         drop, keep, each = self.masks
-        if drop is None and not any(k is not None for k in keep):  # most calls
-            return [None, None, *keep, each]
         return [*(None if a is None else a.reshape(-1) for a in (drop, self.dropped, *keep)), each]
 
     def begin(self, h0: Any) -> None:
