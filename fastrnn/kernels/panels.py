@@ -91,6 +91,8 @@ def add_rows(to, to_off, source, source_off, count):
 def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n_seg, b, b_off, line, own):
     """c[r, :] += sum over k of a[r, k] b[k, :] for any number of rows; `a` as in simd/tile.py with kstride 1.
 
+    own : OWN or SHARED, see there
+
     At most DEPTH values of k at a time for all rows, so that their lines of `b` are read from the second-level cache.
     Row after row over the whole sum was 10 % slower where a panel of `b` does not fit there.
     """

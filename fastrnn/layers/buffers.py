@@ -63,7 +63,10 @@ def empty(shape: int | tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def aligned(size: int, dtype: np.dtype) -> np.ndarray:
-    """As `empty`, and on a cache line whatever the size: for what is read again and again, vector by vector."""
+    """As `empty`, and on a cache line whatever the size: for what is read again and again, vector by vector.
+
+    Small ones are used again too: one takes 1.5 us, and 2.5 to find a line in fresh memory.
+    """
     return np.ndarray(size, dtype, _block(max(LINE, size * dtype.itemsize)))
 
 
