@@ -7,7 +7,8 @@ simd/sync.py). Numba's own pool and its settings are never touched.
 The first jobs come from a queue, until a helper has done enough to be worth compiling more for. From then on it serves
 at the post (simd/post.py), without Python and its GIL: it looks for work for half a millisecond after the last, when
 it costs nobody anything to hand some out, and then sleeps until a caller wakes it. So work is divided that is too
-little to wake anybody for, where it comes again and again.
+little to wake anybody for, where it comes again and again. Nobody waits long for a thread that has lost its processor
+to another process (simd/processors.py).
 
 A helper works only while its caller does: it begins when the caller is in the kernel, which does not return before all
 items are finished. From long work the caller returns now and then, so that Python can run what a signal asks for; if
@@ -40,11 +41,11 @@ from .simd.post import (
     POST,
     SHUNNED,
     WAITING,
-    new_helper,
     new_post,
     serve,
     withdraw,
 )
+from .simd.processors import new_record
 from .simd.sync import AWAY, CALLER, UNTIL, call_off, new_tickets
 
 # Seconds between looks at whether the caller has begun.
@@ -102,7 +103,7 @@ class _Team:
         self.shunned = self.post[SHUNNED] = now + self.pause
 
     def _help(self, number: int) -> None:
-        own, done, serves, others = new_helper(number, threading.get_native_id()), 0, False, 0
+        own, done, serves, others = new_record(number), 0, False, 0
         while True:
             try:
                 cpu, job = self.jobs.get(block=not serves)

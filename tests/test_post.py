@@ -14,7 +14,8 @@ import fastrnn as fr
 from fastrnn import threads
 from fastrnn._jit import kernel
 from fastrnn.simd.atomic import now
-from fastrnn.simd.post import HELPERS, INSIDE, OFF, ON, OPEN, PARKED, PARKS, SEMAPHORE, TAKEN, WAITING
+from fastrnn.simd.post import INSIDE, OPEN, PARKED, PARKS, SEMAPHORE, TAKEN, WAITING
+from fastrnn.simd.processors import HELPERS, OFF, ON
 from fastrnn.simd.sync import turns
 
 pytestmark = pytest.mark.skipif(not JIT, reason="without JIT there is one thread")

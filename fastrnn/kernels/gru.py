@@ -719,12 +719,12 @@ def gru_steps(worker, workers, tickets, w, layer, pieces, x, out, h_0):
                 done += 1
             if by_panels:
                 finish(tickets, 0, workers, done)
-                wait(tickets, 0, workers, (t + 1) * panels)
+                wait(tickets, 0, worker, workers, (t + 1) * panels)
             before = y
         if by_rows:
             finish(tickets, 0, workers, 1)
     if by_rows:
-        wait(tickets, 0, workers, pieces)
+        wait(tickets, 0, worker, workers, pieces)
     for k in range(0, batch * h_size if worker == 0 else 0, lane):
         copy_rows(out[steps][layer], k, out[steps - 1][layer], k, batch * h_size - k)
     take_back(gil)

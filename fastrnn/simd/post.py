@@ -14,15 +14,12 @@ semaphores (PARKS) threads wait in Python instead.
 
 One caller at a time has the post; another one that finds it taken works alone.
 
-Linux likes to wake a thread on the processor of its waker, and every hand-over of the GIL wakes one: two threads that
-never sleep then share a processor for long, and one that is woken there waits for a tick of the clock, 1 to 4 ms. So
-the caller writes down where it is, who finds itself there goes elsewhere, and who cannot do so is moved by the caller.
+Where the threads run is the matter of processors.py.
 """
 
 from __future__ import annotations
 
 import ctypes
-import sys
 
 import numpy as np
 from llvmlite import ir
@@ -30,7 +27,25 @@ from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from .._jit import device, inlined, kernel
-from .atomic import address, atomic_add, atomic_load, compare_swap, exchange, now, pause, put, rest
+from .atomic import SPINS, address, atomic_add, atomic_load, compare_swap, exchange, now, pause, put, rest
+from .late import entry, invoke
+from .processors import (
+    AT_WORK,
+    CALLER,
+    CPU,
+    FETCHED,
+    FEW,
+    HELPERS,
+    LINUX,
+    NONE,
+    NUMBER,
+    THREAD,
+    WAITS,
+    avoid,
+    make_way,
+    resume,
+    tend,
+)
 
 # Where among the first tickets of a call are its post's address, less than 0 once the call has it, and how many places.
 POST, PLACES = 4, 5
@@ -41,27 +56,19 @@ INSIDE = 8  # threads that are about to take a place, or have
 WAITING = 16  # threads that look for one
 PARKED = 24  # threads that sleep until they are woken, and whom nobody has woken yet
 TAKEN = 32  # 1 while a caller has the post
-CPU = 33  # the processor of the last caller
 SHUNNED = 34  # until when nobody looks for a place before it sleeps, on Python's monotonic clock in ns
+OPENS, TENDS, RESUMES = 35, 36, 37  # where the functions are that kernels call late
 SEMAPHORE = 40  # 4 words
 FUNCTION = 48
 ARGUMENTS = 49
-CALLERS_MASK = 480
-HELPERS = 496  # where the words of the first few helpers are
-WORDS = 512
-FEW = 8  # more processors than these, and Linux finds an idle one by itself
-
-# Words of a helper: its number, and that to the system; the processor that it is on, as far as it knows, and the one
-# that it keeps off; and a set of processors.
-NUMBER, THREAD, ON, OFF, OWN_MASK, OWN = 0, 1, 2, 3, 4, 20
+WORDS = 512  # and between them those of processors.py
 
 LOOKS = 16  # at OPEN between two at the clock
-MASK = 16  # words of a set of processors: OWN has room for as many
+PATIENCE = 32  # vain looks at the tickets between two at those who are waited for: some 10 us
 NOTHING, ROBBED = 0, -1  # why a thread looks for work no longer
 
-# Elsewhere nobody knows on which processor a thread is, and there are no semaphores in memory.
-_LINUX = sys.platform == "linux"
-PARKS = _LINUX and not config.DISABLE_JIT
+# Elsewhere there are no semaphores in memory.
+PARKS = LINUX and not config.DISABLE_JIT
 
 
 def new_post() -> np.ndarray:
@@ -69,17 +76,10 @@ def new_post() -> np.ndarray:
     words = np.zeros(WORDS + 8, np.int64)
     first = -words.ctypes.data % 64 // 8
     post = words[first : first + WORDS]
-    post[CPU] = -1
+    post[CPU], post[AT_WORK] = NONE, post.ctypes.data + 8 * CALLER
     if PARKS:
         ctypes.CDLL(None).sem_init(ctypes.c_void_p(post.ctypes.data + 8 * SEMAPHORE), 0, 0)
     return post
-
-
-def new_helper(number: int, thread: int) -> np.ndarray:
-    """The words of a helper."""
-    own = np.full(OWN, -1, np.int64)
-    own[:ON] = number, thread
-    return own
 
 
 _VOID, _BYTES, _WORD = ir.VoidType(), ir.IntType(8).as_pointer(), ir.IntType(64)
@@ -126,7 +126,7 @@ def _write(typingctx, tickets, phase, worker):
         # Numba's convention is a place for the result, one for an error, and then the arguments.
         if not kernel.args[2].name.startswith("arg.worker"):
             raise AssertionError("turns is not called by a kernel itself")
-        assert len(_kept(kernel)) <= CALLERS_MASK - ARGUMENTS
+        assert len(_kept(kernel)) <= HELPERS - ARGUMENTS
 
         def word(base, index):
             return builder.gep(builder.inttoptr(base, _WORD.as_pointer()), [_WORD(index)])
@@ -144,11 +144,11 @@ def _write(typingctx, tickets, phase, worker):
                     builder.store(a, page)
                 function = builder.ptrtoint(_calling(kernel), _WORD)
                 builder.store(function, word(post, FUNCTION))
-                if _LINUX:
-                    ask = cgutils.get_or_insert_function(
-                        builder.module, ir.FunctionType(ir.IntType(32), []), "sched_getcpu"
-                    )
-                    builder.store(builder.sext(builder.call(ask, []), _WORD), word(post, CPU))
+                if LINUX:
+                    for name, kind, index in (("sched_getcpu", 32, CPU), ("pthread_self", 64, CALLER + THREAD)):
+                        ask = ir.FunctionType(ir.IntType(kind), [])
+                        found = builder.call(cgutils.get_or_insert_function(builder.module, ask, name), [])
+                        builder.store(builder.sext(found, _WORD) if kind < 64 else found, word(post, index))
         return builder.load(opens)
 
     return types.boolean(types.int64, types.int64, types.int64), codegen
@@ -173,42 +173,6 @@ else:
 if PARKS:
     sem_post = types.ExternalFunction("sem_post", types.int32(types.int64))
     sem_wait = types.ExternalFunction("sem_wait", types.int32(types.int64))
-    getpid = types.ExternalFunction("getpid", types.int32())
-    sched_getcpu = types.ExternalFunction("sched_getcpu", types.int32())
-    of_set = types.int32(types.int32, types.int64, types.int64)
-    sched_getaffinity = types.ExternalFunction("sched_getaffinity", of_set)
-    sched_setaffinity = types.ExternalFunction("sched_setaffinity", of_set)
-
-    @device
-    def keep_off(own, cpu, mask):
-        """Lets a helper be on all of the process's processors but one."""
-        for k in range(MASK):
-            put(mask, k, 0)
-        if sched_getaffinity(getpid(), 8 * MASK, mask) == 0 and cpu < 64 * MASK:
-            put(mask, cpu // 64, atomic_load(mask, cpu // 64) & ~(1 << cpu % 64))
-            sched_setaffinity(atomic_load(own, THREAD), 8 * MASK, mask)
-        put(own, OFF, cpu)
-
-    @device
-    def avoid(at, own):
-        """Moves this thread elsewhere if it is where the caller is."""
-        cpu = sched_getcpu()
-        if cpu == atomic_load(at, CPU):
-            keep_off(own, cpu, own + 8 * OWN_MASK)
-            cpu = sched_getcpu()
-        if cpu != atomic_load(own, ON):
-            put(own, ON, cpu)
-
-    @device
-    def make_way(at, asleep):
-        """Moves those of the first helpers elsewhere that are where the caller is; or, if they sleep, may be."""
-        cpu = atomic_load(at, CPU)
-        for k in range(FEW):
-            own = atomic_load(at, HELPERS + k)
-            if own == 0:
-                break
-            if atomic_load(own, ON) == cpu or (asleep and atomic_load(own, OFF) != cpu):
-                keep_off(own, cpu, at + 8 * CALLERS_MASK)
 
     @device
     def wake(at, count):
@@ -239,16 +203,13 @@ if PARKS:
             pass
 
 else:
-    avoid = device(lambda at, own: None)
-    make_way = device(lambda at, asleep: None)
     wake = device(lambda at, count: None)
     park = device(lambda at: None)
 
 
 @device
-def open_places(tickets):
+def open_places(at, places):
     """What `write` has written down is there to be taken, and those are woken whom that needs."""
-    at, places = -atomic_load(tickets, POST), atomic_load(tickets, PLACES)
     exchange(at, OPEN, places)
     asleep = places - atomic_load(at, WAITING)
     make_way(at, asleep > 0)
@@ -262,7 +223,28 @@ def share(tickets, phase, worker):
     tickets : their address
     """
     if write(tickets, phase, worker):
-        open_places(tickets)
+        at = -atomic_load(tickets, POST)
+        invoke(at, OPENS, at, atomic_load(tickets, PLACES))
+
+
+@device
+def wait_patiently(tickets, worker, spins):
+    """What a thread does that waits for others, who work on the same call, and has looked in vain `spins` times."""
+    at = -atomic_load(tickets, POST)
+    if spins >= SPINS and (spins - SPINS) % PATIENCE == 0 and at > 0:  # before the processor is given away
+        invoke(at, TENDS, at, worker)
+    rest(spins)
+
+
+@device
+def go_on(tickets, worker):
+    """What it does when it has waited."""
+    at = -atomic_load(tickets, POST)
+    if at > 0 and worker <= FEW:
+        # The caller does not look where helpers write down that they have come.
+        own = at + 8 * CALLER if worker == 0 else atomic_load(at, AT_WORK + worker)
+        if own != 0 and atomic_load(own, WAITS) + atomic_load(own, FETCHED) > 0:
+            invoke(at, RESUMES, at, own)
 
 
 @device
@@ -288,27 +270,35 @@ def look(at, patience, own):
 
 
 @device
-def take_place(at, left):
+def take_place(at, left, own):
     """Works, if one of the places that were left still is."""
     atomic_add(at, INSIDE, 1)  # before a place is taken: see `withdraw`
     while left > 0:
         seen = compare_swap(at, OPEN, left, left - 1)
         if seen == left:
+            if left <= FEW:
+                put(at, AT_WORK + left, own)
             call(at, left)
+            if left <= FEW:
+                put(at, AT_WORK + left, 0)
             break
         left = seen
     atomic_add(at, INSIDE, -1)
+    resume(at, own)
 
 
 @kernel
-def serve(post, patience, own_words):
+def serve(post, patience, record):
     """Takes what is posted, and sleeps when nothing has been for `patience` nanoseconds, again and again. True
     if it comes back because it lost its processor to another thread. Where nobody can sleep it comes back instead.
 
     post : read and written
-    own_words : (OWN,), of this helper, read and written
+    record : of this helper, read and written
     """
-    at, own = address(post), address(own_words)
+    at, own = address(post), address(record)
+    put(at, TENDS, entry(tend))
+    put(at, RESUMES, entry(resume))
+    exchange(at, OPENS, entry(open_places))
     number = atomic_load(own, NUMBER)
     if number < FEW:
         put(at, HELPERS + number, own)
@@ -316,7 +306,7 @@ def serve(post, patience, own_words):
         atomic_add(at, WAITING, 1)
         found = look(at, patience, own)
         while found > 0:
-            take_place(at, found)
+            take_place(at, found, own)
             found = look(at, patience, own)
         atomic_add(at, WAITING, -1)
         if found == ROBBED or not PARKS:
@@ -335,7 +325,8 @@ def withdraw(post, tickets):
         exchange(at, OPEN, 0)
         spins = 0
         while atomic_load(at, INSIDE) > 0:
-            rest(spins)
+            wait_patiently(address(tickets), ~0, spins)
             spins += 1
+        put(at, CALLER + WAITS, 0)
         exchange(at, TAKEN, 0)
         tickets[POST] = 0

@@ -27,8 +27,8 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import device, inlined
-from .atomic import address, atomic_add, atomic_load, compare_swap, now, put, rest
-from .post import share
+from .atomic import address, atomic_add, atomic_load, compare_swap, now, put
+from .post import go_on, share, wait_patiently
 
 LINE = 8  # int64 values in a cache line: counters of different workers never share one
 CALLER = 1  # where the tickets say that the caller has come
@@ -98,13 +98,14 @@ def finish(tickets, phase, workers, count):
 
 
 @device
-def wait(tickets, phase, workers, count):
+def wait(tickets, phase, worker, workers, count):
     """Returns when `count` items of `phase` are finished."""
     at = phase * (1 + workers) * LINE
     spins = 0
     while atomic_load(tickets, at) < count:
-        rest(spins)
+        wait_patiently(tickets, worker, spins)
         spins += 1
+    go_on(tickets, worker)
 
 
 @device
@@ -144,7 +145,7 @@ def _turns(tickets, phase, worker, workers, rounds, items):
     unseen, least = 0, 1 + rounds * items // LOOKS
     finished = atomic_load(tickets, phase * (1 + workers) * LINE)
     for r in range(finished // max(1, items), rounds):
-        wait(tickets, phase, workers, r * items)
+        wait(tickets, phase, worker, workers, r * items)
         item, done = take(tickets, phase, worker, workers, r, items, 0), 0
         while item >= 0:
             yield r, item
@@ -159,4 +160,4 @@ def _turns(tickets, phase, worker, workers, rounds, items):
                         return
             item = take(tickets, phase, worker, workers, r, items, 0)
         finish(tickets, phase, workers, done)
-    wait(tickets, phase, workers, rounds * items)
+    wait(tickets, phase, worker, workers, rounds * items)
