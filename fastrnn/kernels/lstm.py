@@ -45,10 +45,9 @@ What a row's numbers are depends on that row alone: each pre-activation is one c
 before h, ascending.
 """
 
-from .._jit import SMALL, device, kernel, part
-from ..simd.gil import let_go, take_back
+from .._jit import device, kernel, part
 from ..simd.post import share
-from ..simd.sync import finish, next_item, turns, wait
+from ..simd.sync import turns
 from ..simd.target import COLS
 from ..simd.tile import OWN, SHARED
 from ..simd.vector import (
@@ -88,12 +87,11 @@ from .panels import (
     pack_transposed,
     panels_for,
     rows_of,
-    step_fits,
     steps_of_item,
     tape_at,
     tiles,
-    which_way,
 )
+from .steps import few_steps, step_fits, which_way
 from .writing import places, write_item
 
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
@@ -1256,19 +1254,21 @@ def lstm_backward(
                     copy_out(dpeep, k * h_size + unit, acc, (GATES + k) * lane, h_size - unit)
 
 
+@part
+def step_item(row0, row1, panel, t, below, before, y, given):
+    batch, i_size, h_size, flags, w, peep, form, coupled, c0, c, z, none = given
+    forward_item(
+        row0, row1, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
+        below, NO_IDS, below, w, peep, None, form, coupled, before, y, 0, h_size, c0 if t == 0 else c, c, none, z,
+    )  # fmt: skip
+
+
 @kernel
 def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, x, out, h_0, c_0):
-    """Few steps of one layer, for the caller alone or with those who wait at the post. False, and nothing done,
-    if the shapes do not fit.
+    """Few steps of one layer: see steps.py. Besides,
 
-    tickets : their address
-    w : packed weights, read; peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
-    layer : from 0, of L; or ~layer, see `which_way`
-    pieces : into how many parts the rows are divided for the workers; 1: each step's panels are
-    x : (T, B, I), read, if it is the first layer; those above it read the y below. Or (T, B, GH), U x + b, for w
-        packed without U
-    out : (T + 2, L, B, H), of this layer written: y of all steps, h, c
-    h_0, c_0 : (L, B, H), of this layer read
+    peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
+    c_0 : (L, B, H), of this layer read
     """
     layer, turn = which_way(layer)
     if not step_fits(layer, x, out, h_0) or not step_fits(layer, x, out, c_0):
@@ -1283,38 +1283,9 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, 
         return False
     i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
     c = out[steps + 1][layer]
-    z, none = stack(w, WORK), stack(w, 1)
+    given = batch, i_size, h_size, flags, w, peep, form, coupled, c_0[layer], c, stack(w, WORK), stack(w, 1)
     share(tickets, 0, worker)
-    gil = let_go(worker == 0 and steps * batch * len(w) > SMALL)
-    by_rows, by_panels = pieces > 1, pieces == 1 and workers > 1
-    for n in range(pieces):
-        piece = next_item(tickets, worker, workers, n, pieces, 0, 0, by_rows)
-        if piece < 0:
-            break
-        row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
-        before, cells = h_0[layer], c_0[layer]
-        for t in range(steps):
-            below, y, done = x[t] if layer == 0 else out[t][layer - 1], out[t][layer], 0
-            for k in range(panels):
-                panel = next_item(tickets, worker, workers, k, panels, t, turn, by_panels)
-                if panel < 0:
-                    break
-                forward_item(
-                    row0, row1, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
-                    below, NO_IDS, below, w, peep, None, form, coupled, before, y, 0, h_size, cells, c, none, z,
-                )  # fmt: skip
-                done += 1
-            if by_panels:
-                finish(tickets, 0, workers, done)
-                wait(tickets, 0, worker, workers, (t + 1) * panels)
-            before, cells = y, c
-        if by_rows:
-            finish(tickets, 0, workers, 1)
-    if by_rows:
-        wait(tickets, 0, worker, workers, pieces)
-    for k in range(0, batch * h_size if worker == 0 else 0, lane):
-        copy_rows(out[steps][layer], k, out[steps - 1][layer], k, batch * h_size - k)
-    take_back(gil)
+    few_steps(worker, workers, tickets, w, layer, turn, pieces, panels, x, out, h_0, step_item, given)
     return True
 
 

@@ -167,20 +167,6 @@ def steps_of_item(flag, steps, rows, numbers):
     return max(1, min(steps, LONGEST // ((rows + 1) * (numbers + OVERHEAD))))
 
 
-@device
-def step_fits(layer, x, out, h_0):
-    """Whether the arrays of a cell's steps go together: x (T, B, I), out (T + states, L, B, H), h_0 (L, B, H)."""
-    return 0 < len(x) < len(out) and h_0.shape == out[0].shape and x.shape[1] == h_0.shape[1] and layer < len(h_0)
-
-
-@device
-def which_way(layer):
-    """Of the layer that a cell's steps are told, which it is and whether to begin with the last panel: ~layer says so.
-    Calls that do in turns find some of the weights in the cache, see `to_and_fro`.
-    """
-    return (~layer, 1) if layer < 0 else (layer, 0)
-
-
 @pointwise
 def copy_transposed(to, to_off, line, source, source_off, columns, rows, count):
     """to[k, j] = source[j, k] for k < count, written, j < rows, read; zeros for the other j of a vector.

@@ -19,10 +19,9 @@ What a row's numbers are depends on that row alone: each pre-activation is one c
 before h, ascending.
 """
 
-from .._jit import SMALL, kernel, part
-from ..simd.gil import let_go, take_back
+from .._jit import kernel, part
 from ..simd.post import share
-from ..simd.sync import finish, next_item, turns, wait
+from ..simd.sync import turns
 from ..simd.target import COLS
 from ..simd.tile import OWN, SHARED
 from ..simd.vector import lanes_of, load, pointwise, stack, store
@@ -37,14 +36,12 @@ from .panels import (
     add_rows,
     copy_in,
     copy_out,
-    copy_rows,
     pack_transposed,
     rows_of,
-    step_fits,
     steps_of_item,
     tiles,
-    which_way,
 )
+from .steps import few_steps, step_fits, which_way
 from .writing import places, write_item
 
 INDEXED, DY, BY_ROWS = 1, 2, 4
@@ -333,25 +330,23 @@ def rnn_backward(
                     add_rows(dtable, ids[n] * h_size + k * lane, dz, n * h_size + k * lane, h_size - k * lane)
 
 
+@part
+def step_item(row0, row1, group, t, below, before, y, given):
+    i_size, h_size, flags, nonlinearity, w, z = given
+    forward_item(
+        row0, row1, group, 0, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
+        below, NO_IDS, below, w, None, before, y, z,
+    )  # fmt: skip
+
+
 @kernel
 def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, h_0):
-    """Few steps of one layer, for the caller alone or with those who wait at the post. False, and nothing done,
-    if the shapes do not fit.
-
-    tickets : their address
-    w : packed weights, read
-    layer : from 0, of L; or ~layer, see `which_way`
-    pieces : into how many parts the rows are divided for the workers; 1: each step's panels are
-    x : (T, B, I), read, if it is the first layer; those above it read the y below. Or (T, B, H), U x + b, for w
-        packed without U
-    out : (T + 1, L, B, H), of this layer written: y of all steps, h
-    h_0 : (L, B, H), of this layer read
-    """
+    """Few steps of one layer: see steps.py."""
     layer, turn = which_way(layer)
     if not step_fits(layer, x, out, h_0):
         return False
-    steps, h_size = len(x), out.shape[3]
-    batch, i_size = x.shape[1], x.shape[2] if layer == 0 else h_size
+    h_size = out.shape[3]
+    i_size = x.shape[2] if layer == 0 else h_size
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
     groups = (vectors + COLS - 1) // COLS
@@ -359,38 +354,9 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
     if not hoisted and len(w) != vectors * lane * (1 + i_size + h_size):
         return False
     i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
-    z = stack(w, WORK)
+    given = i_size, h_size, flags, nonlinearity, w, stack(w, WORK)
     share(tickets, 0, worker)
-    gil = let_go(worker == 0 and steps * batch * len(w) > SMALL)
-    by_rows, by_panels = pieces > 1, pieces == 1 and workers > 1
-    for n in range(pieces):
-        piece = next_item(tickets, worker, workers, n, pieces, 0, 0, by_rows)
-        if piece < 0:
-            break
-        row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
-        before = h_0[layer]
-        for t in range(steps):
-            below, y, done = x[t] if layer == 0 else out[t][layer - 1], out[t][layer], 0
-            for k in range(groups):
-                group = next_item(tickets, worker, workers, k, groups, t, turn, by_panels)
-                if group < 0:
-                    break
-                forward_item(
-                    row0, row1, group, 0, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
-                    below, NO_IDS, below, w, None, before, y, z,
-                )  # fmt: skip
-                done += 1
-            if by_panels:
-                finish(tickets, 0, workers, done)
-                wait(tickets, 0, worker, workers, (t + 1) * groups)
-            before = y
-        if by_rows:
-            finish(tickets, 0, workers, 1)
-    if by_rows:
-        wait(tickets, 0, worker, workers, pieces)
-    for k in range(0, batch * h_size if worker == 0 else 0, lane):
-        copy_rows(out[steps][layer], k, out[steps - 1][layer], k, batch * h_size - k)
-    take_back(gil)
+    few_steps(worker, workers, tickets, w, layer, turn, pieces, groups, x, out, h_0, step_item, given)
     return True
 
 
