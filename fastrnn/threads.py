@@ -39,13 +39,12 @@ from .simd.post import (
     PARKS,
     PLACES,
     POST,
-    SHUNNED,
     WAITING,
     new_post,
     serve,
     withdraw,
 )
-from .simd.processors import new_record
+from .simd.processors import PAUSE, SHUNNED, new_record
 from .simd.sync import AWAY, CALLER, UNTIL, call_off, new_tickets
 
 # Seconds between looks at whether the caller has begun.
@@ -57,7 +56,7 @@ LONG, APART = 1e9, 200_000_000
 # Nanoseconds for which a helper looks for work before it sleeps; multiply-adds from which work is divided if one looks.
 # Calls that follow each other as closely, and together are not SMALL, are worth waking one.
 LINGER, DIVIDED = 500_000, 400_000
-STALL, SHUN = 1_000_000, 20_000_000  # nanoseconds: see _Team.shun
+STALL = 1_000_000  # nanoseconds that little work takes only if a helper has lost its processor
 NEW = 8  # jobs after which a helper serves at the post: to compile what it takes would make a first call longer
 
 _log = logging.getLogger("fastrnn")
@@ -75,7 +74,6 @@ class _Team:
         self.lately, self.wanted = 0.0, 0  # multiply-adds that nobody was there for; and when it last was so
         self.asked = 0  # how many helpers have been asked to serve at the post
         self.serving = 0  # how many do
-        self.shunned, self.pause = 0, SHUN
 
     def grow(self, count: int) -> None:
         with self.lock:
@@ -94,13 +92,9 @@ class _Team:
             self.asked += 1
             self.jobs.put((-1, None))
 
-    def shun(self, now: int) -> None:
-        """Has helpers sleep for a while, and little work not be given to them: one of them has lost its processor to
-        another process, in the midst of such work, or while it looked for some, which it would better have kept for
-        work. For ever longer, if that happens again and again.
-        """
-        self.pause = min(2 * self.pause, 32 * SHUN) if now - self.shunned < 10 * self.pause else SHUN
-        self.shunned = self.post[SHUNNED] = now + self.pause
+    def shun(self) -> None:
+        """What is done there too, where a helper can be fetched (simd/processors.py)."""
+        self.post[SHUNNED] = monotonic_ns() + PAUSE
 
     def _help(self, number: int) -> None:
         own, done, serves, others = new_record(number), 0, False, 0
@@ -111,8 +105,7 @@ class _Team:
                 for _ in range(others):
                     self.jobs.put((-1, None))
                 others = 0
-                if serve.released(self.post, LINGER, own):
-                    self.shun(monotonic_ns())
+                serve.released(self.post, LINGER, own)
                 if not PARKS:
                     serves = self._serves(False)
                 continue
@@ -280,11 +273,11 @@ def at_hand(work: float) -> int:
     team = _team
     if work >= SMALL:
         return min(get_num_threads(), 1 + team.serving)
-    now = monotonic_ns()
-    if now < team.shunned:
-        return 1
     helpers = team.post[WAITING]
     if not helpers:
+        now = monotonic_ns()
+        if now < team.post[SHUNNED]:
+            return 1
         team.lately = work + (team.lately if now - team.wanted < LINGER else 0.0)
         team.wanted = now
         if team.lately < SMALL:
@@ -310,8 +303,8 @@ def divide(
         result = run(0, workers, tickets.ctypes.data, *given, pieces, *args)
         if workers > 1:
             withdraw.held(team.post, tickets)
-            if work < SMALL and (now := monotonic_ns()) - begun > STALL:
-                team.shun(now)
+            if work < SMALL and monotonic_ns() - begun > STALL:
+                team.shun()
         return result
     except BaseException:
         _call_off(team, tickets, [])
@@ -343,8 +336,8 @@ def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> N
                 run.released(0, workers, tickets, *args)
         if tickets[POST]:
             withdraw.held(team.post, tickets)
-            if work < SMALL and (now := monotonic_ns()) - begun > STALL:
-                team.shun(now)
+            if work < SMALL and monotonic_ns() - begun > STALL:
+                team.shun()
     except BaseException:
         _call_off(team, tickets, helping)
         raise

@@ -15,7 +15,7 @@ from fastrnn import threads
 from fastrnn._jit import kernel
 from fastrnn.simd.atomic import now
 from fastrnn.simd.post import INSIDE, OPEN, PARKED, PARKS, SEMAPHORE, TAKEN, WAITING
-from fastrnn.simd.processors import HELPERS, OFF, ON
+from fastrnn.simd.processors import HELPERS, OFF, ON, SHUNNED
 from fastrnn.simd.sync import turns
 
 pytestmark = pytest.mark.skipif(not JIT, reason="without JIT there is one thread")
@@ -279,35 +279,23 @@ def test_helpers_are_called_where_small_work_comes_again_and_again(monkeypatch, 
     assert [threads.at_hand(work) for _ in range(8)] == [1] * 8
 
 
-def test_helpers_that_keep_their_caller_waiting_are_left_alone(team, divided, monkeypatch):
+def test_helpers_that_keep_their_caller_waiting_sleep(team, divided, monkeypatch):
     """And then they are given work again."""
     layer, x = fr.LSTM(40, 90, seed=1), np.ones((1, 4, 40), np.float32)
     layer(x)
     gather()
     monkeypatch.setattr(threads, "STALL", -1)  # every call takes too long
-    until(lambda: layer(x) and team.shunned)
+    until(lambda: layer(x) and team.post[SHUNNED])
     monkeypatch.setattr(threads, "STALL", 10**12)
-    team.shunned = time.monotonic_ns() + 10**12
-    assert threads.at_hand(1.0) == 1
+    team.post[SHUNNED] = time.monotonic_ns() + 10**12
+    until(lambda: team.post[WAITING] == 0)
     divided.clear()
+    assert threads.at_hand(1.0) == 1
     layer(x)
     assert not divided
-    team.shunned = 0
+    team.post[SHUNNED] = 0
     gather()
     until(lambda: layer(x) and divided)
-
-
-def test_they_are_left_alone_for_longer_and_longer():
-    """While it goes on, up to 32 times as long as the first time."""
-    made, first, now = threads._Team(), threads.SHUN, 10**12
-    pauses = []
-    for _ in range(8):
-        made.shun(now)
-        pauses.append(made.shunned - now)
-        now = made.shunned + 1
-    assert pauses == [first * 2 ** min(k, 5) for k in range(8)]
-    made.shun(now + 1000 * first)
-    assert made.shunned == now + 1001 * first
 
 
 BIG = """

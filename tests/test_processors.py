@@ -27,7 +27,9 @@ from fastrnn.simd.processors import (
     NONE,
     OFF,
     ON,
+    PAUSE,
     RECORD,
+    SHUNNED,
     THREAD,
     USED,
     WAITS,
@@ -134,6 +136,7 @@ def test_the_caller_fetches_a_helper_and_it_goes_back(post):
         cpu = one.record[ON]
         assert cpu in ALL
         assert list(one.record[[OFF, FETCHED, HOME]]) == [NONE, 1, max(ALL)]
+        assert 0 < post[SHUNNED] <= time.monotonic_ns() + PAUSE
         assert one.cpus == ALL  # it is moved, and may go elsewhere if the system thinks so
         look_twice(post, 0)  # once is enough
         assert list(one.record[[ON, HOME]]) == [cpu, max(ALL)]

@@ -39,11 +39,13 @@ from .processors import (
     LINUX,
     NONE,
     NUMBER,
+    SHUNNED,
     THREAD,
     WAITS,
     avoid,
     make_way,
     resume,
+    shun,
     tend,
 )
 
@@ -56,7 +58,6 @@ INSIDE = 8  # threads that are about to take a place, or have
 WAITING = 16  # threads that look for one
 PARKED = 24  # threads that sleep until they are woken, and whom nobody has woken yet
 TAKEN = 32  # 1 while a caller has the post
-SHUNNED = 34  # until when nobody looks for a place before it sleeps, on Python's monotonic clock in ns
 OPENS, TENDS, RESUMES = 35, 36, 37  # where the functions are that kernels call late
 SEMAPHORE = 40  # 4 words
 FUNCTION = 48
@@ -65,7 +66,6 @@ WORDS = 512  # and between them those of processors.py
 
 LOOKS = 16  # at OPEN between two at the clock
 PATIENCE = 32  # vain looks at the tickets between two at those who are waited for: some 10 us
-NOTHING, ROBBED = 0, -1  # why a thread looks for work no longer
 
 # Elsewhere there are no semaphores in memory.
 PARKS = LINUX and not config.DISABLE_JIT
@@ -249,7 +249,7 @@ def go_on(tickets, worker):
 
 @device
 def look(at, patience, own):
-    """Looks for work, for so many nanoseconds: how many places are open, or why this thread looks no longer."""
+    """Looks for work, for so many nanoseconds: how many places are open."""
     avoid(at, own)
     last, looks = now(), 0
     until = last + (patience if last >= atomic_load(at, SHUNNED) else 0)
@@ -262,10 +262,11 @@ def look(at, patience, own):
         if looks == LOOKS:
             looks = 0
             seen, last = last, now()
-            if last - seen > patience:
-                return ROBBED
+            if last - seen > patience:  # this thread has lost its processor
+                shun(at)
+                return 0
             if last > until:
-                return NOTHING
+                return 0
             avoid(at, own)
 
 
@@ -289,8 +290,8 @@ def take_place(at, left, own):
 
 @kernel
 def serve(post, patience, record):
-    """Takes what is posted, and sleeps when nothing has been for `patience` nanoseconds, again and again. True
-    if it comes back because it lost its processor to another thread. Where nobody can sleep it comes back instead.
+    """Takes what is posted, and sleeps when nothing has been for `patience` nanoseconds, again and again. Where nobody
+    can sleep it comes back instead.
 
     post : read and written
     record : of this helper, read and written
@@ -309,8 +310,8 @@ def serve(post, patience, record):
             take_place(at, found, own)
             found = look(at, patience, own)
         atomic_add(at, WAITING, -1)
-        if found == ROBBED or not PARKS:
-            return found == ROBBED
+        if not PARKS:
+            return
         park(at)
 
 

@@ -8,9 +8,10 @@ the caller (`make_way`).
 A thread that shares its processor with another process loses it every few ms, for as long, and in the midst of an item
 as a rule; all others would wait for it. Whoever waits, and sees that a thread that holds something has not run since it
 last looked, moves it to its own processor and gives that away (`tend`). As soon as the item is finished the thread goes
-back to where it was (`resume`). With a busy process on one of two processors an LSTM (100, 32, 128, 256) takes about
-1.45 of its time alone, in inference and in training, where without this it was 1.78 and 1.75: as much as the half to
-two thirds of a processor are worth which that process gets.
+back to where it was (`resume`), and rests when the call is over (`shun`), as its processor is wanted by others too.
+With a busy process on one of two processors an LSTM (100, 32, 128, 256) takes about 1.4 of its time alone, in inference
+and in training, where without this it was 1.78 and 1.75: as much as the half to two thirds of a processor are worth
+which that process gets. (Without the rests it got a fifth beside small work.)
 
 What is known of each thread are the words of its record; the post has those of all that work on the call.
 """
@@ -26,7 +27,7 @@ from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from .._jit import device
-from .atomic import atomic_load, compare_swap, exchange, give_way, monotonic, put
+from .atomic import atomic_load, compare_swap, exchange, give_way, monotonic, now, put
 
 # Elsewhere nobody knows on which processor a thread is.
 LINUX = sys.platform == "linux"
@@ -34,6 +35,7 @@ MOVES = LINUX and not config.DISABLE_JIT
 
 # Words of the post.
 CPU = 33  # the processor of the last caller
+SHUNNED = 34  # until when nobody looks for a place before it sleeps, on Python's monotonic clock in ns
 HELPERS = 464  # where the records of the first few helpers are
 AT_WORK = 472  # where those of the first few workers of the call are; 0 for who is not there. Worker 0 is the caller
 CALLER = 488  # its record
@@ -47,6 +49,7 @@ RECORD = 8
 
 MASK = 16  # words of a set of processors
 NONE = -1  # no processor
+PAUSE = 3_000_000  # nanoseconds, about as long as Linux lets another process run
 
 
 def new_record(number: int) -> np.ndarray:
@@ -54,6 +57,14 @@ def new_record(number: int) -> np.ndarray:
     record = np.zeros(RECORD, np.int64)
     record[[NUMBER, THREAD, ON, OFF, HOME]] = number, threading.get_ident(), NONE, NONE, NONE
     return record
+
+
+@device
+def shun(at):
+    """Has helpers sleep when they have nothing to do, and little work wakes none of them: one has just lost its
+    processor to another process.
+    """
+    put(at, SHUNNED, now() + PAUSE)
 
 
 def _room(typingctx):
@@ -134,6 +145,7 @@ if MOVES:
         put(record, HOME, atomic_load(record, ON))
         put(record, ON, cpu)
         place(record, cpu, NONE)
+        shun(at)
         give_way()
 
     @device
