@@ -23,7 +23,7 @@ from .stats import Samples, Spread, ratio, spread, taken
 from .worker import SAMPLE
 
 OURS = "fastrnn"
-MACHINE = ("peak", "bandwidth")
+MACHINE = ("peak", "bandwidth", "exchange")
 LEAST, MOST = 7, 31  # rounds; most of a round of short calls is waiting for the threads of the last one to rest
 SLOW_ROUNDS = 3  # turns of whoever would take more than its part of the time
 
@@ -97,7 +97,7 @@ class Row:
         return ratio(self.samples(label), self.samples(OURS))
 
     def rate(self, label: str) -> float | None:
-        """What the machine itself does in a second: operations of `peak`, bytes of `bandwidth`."""
+        """What the machine itself does in a second: operations of `peak`, bytes of `bandwidth`, words of `exchange`."""
         found = self.seconds(label)
         return self.outcomes[label].work / found.median if found else None
 
@@ -128,6 +128,11 @@ class Row:
         """Work per byte that is read; 1 where multiply-adds and reading would take equally long."""
         limits = self._limits()
         return limits[0] / limits[1] if limits else None
+
+    def exchange(self) -> float | None:
+        """Seconds until one processor sees what another one has written."""
+        rate = self.rate("exchange")
+        return 1 / rate if rate else None
 
     def refused(self) -> list[str]:
         """Contenders whose results are wrong, or that failed."""

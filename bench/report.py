@@ -126,6 +126,9 @@ def rows_table(rows: list[Row], spreads: bool = True, plain: bool = True) -> str
     """Our time, rate and shares; every peer's time divided by ours, and with `plain` our own without something."""
     peers = [peer for peer in peers_of(rows) if plain or peer not in PLAIN]
     header = ["case", "threads", OURS, "rate", "of peak", "of limit", *(f"{p} / {OURS}" for p in peers)]
+    exchanged = spreads and any(row.exchange() for row in rows)
+    if exchanged:
+        header.append("exchange")
     lines = []
     for row in rows:
         ours = row.seconds()
@@ -137,6 +140,8 @@ def rows_table(rows: list[Row], spreads: bool = True, plain: bool = True) -> str
                 cells.append(_status(row, p))
             else:
                 cells.append(table.speedup(ratio) if spreads else table.times(ratio.median))
+        if exchanged:
+            cells.append(table.seconds(took) if (took := row.exchange()) else "")
         lines.append(cells)
     return markdown(header, lines)
 

@@ -42,7 +42,7 @@ Answer = dict[str, Any]
 
 def module_of(library: str) -> Any:
     """The file that speaks for a library, or for the machine itself."""
-    place = f".machine.{library}" if library in ("peak", "bandwidth") else f".peers.with_{library}"
+    place = f".machine.{library}" if library in ("peak", "bandwidth", "exchange") else f".peers.with_{library}"
     return importlib.import_module(place, __package__)
 
 

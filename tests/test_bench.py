@@ -280,6 +280,21 @@ HURRIED = ("--threads", "1", "--seconds", "0.01")
 
 
 @compiled
+def test_a_word_goes_from_thread_to_thread(bench):
+    """Every call goes on where the last one stopped; with one thread there is nobody to pass it to."""
+    exchange, job = bench("machine.exchange"), bench("job")
+    exchange.start(1)
+    with pytest.raises(job.Unsupported, match="one thread"):
+        exchange.make(None)
+    exchange.start(2)
+    made = exchange.make(None)
+    start = time.perf_counter()
+    for _ in range(3):
+        made.call()
+    assert 1e-9 < (time.perf_counter() - start) / (3 * made.work) < 1
+
+
+@compiled
 def test_run_and_report(tmp_path):
     """Tiny cases from verification to the README: who took part, who is missing, how long it took."""
     absent = tmp_path / "absent"
@@ -297,12 +312,12 @@ def test_run_and_report(tmp_path):
     assert list(found["missing"]) == ["jax"]
     assert found["limits"][0]["flops"] > 1e9
     peephole, lengths, model = found["rows"]
-    assert set(peephole["outcomes"]) == {
-        "fastrnn", "numpy", "fastrnn without peepholes", "peak", "bandwidth",
-    }  # fmt: skip
-    assert set(lengths["outcomes"]) == {"fastrnn", "numpy", "fastrnn without lengths", "peak", "bandwidth"}
-    assert set(model["outcomes"]) == {"fastrnn", "numpy", "peak", "bandwidth"}
+    machine = {"peak", "bandwidth", "exchange"}
+    assert set(peephole["outcomes"]) == {"fastrnn", "numpy", "fastrnn without peepholes", *machine}
+    assert set(lengths["outcomes"]) == {"fastrnn", "numpy", "fastrnn without lengths", *machine}
+    assert set(model["outcomes"]) == {"fastrnn", "numpy", *machine}
     for row in found["rows"]:
+        assert row["outcomes"].pop("exchange")["status"] == "unsupported"
         for outcome in row["outcomes"].values():
             assert outcome["status"] == "timed", outcome
             assert len(outcome["seconds"]) >= 3

@@ -4,4 +4,5 @@ about       its name, and who else is using it
 crew        one function on several threads at once
 peak        multiply-adds per second
 bandwidth   bytes read per second, from the cache level where a case's weights fit, or from memory
+exchange    how soon one processor sees what another one has written
 """
