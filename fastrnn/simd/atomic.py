@@ -119,7 +119,7 @@ if config.DISABLE_JIT:
     address, atomic_load = (lambda words: words), (lambda words, index: words[index])
     put, atomic_add, compare_swap, exchange = _twin_put, _twin_add, _twin_swap, _twin_exchange
     pause = give_way = lambda: None
-    now = time.monotonic_ns
+    now, monotonic = time.monotonic_ns, lambda clock: time.monotonic_ns()
 else:
     address = intrinsic(_address)
     atomic_load, put, atomic_add = intrinsic(_load), intrinsic(_put), intrinsic(_add)
