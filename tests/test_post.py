@@ -298,6 +298,35 @@ def test_helpers_that_keep_their_caller_waiting_sleep(team, divided, monkeypatch
     until(lambda: layer(x) and divided)
 
 
+ELSEWHERE = """
+import sys, time
+import numba.extending
+import numpy as np
+sys.platform = "elsewhere"
+import fastrnn as fr
+from fastrnn import threads
+from fastrnn.simd import post, processors
+
+assert not post.PARKS and not processors.MOVES
+layer, x = fr.LSTM(40, 128, seed=1), np.ones((30, 32, 40), np.float32)
+fr.set_num_threads(1)
+expected = layer(x)[0].tobytes()
+fr.set_num_threads(2)
+threads._team.ask()
+end, served = time.monotonic() + 60, 0
+while served < 50:  # at the post, from which they come back
+    assert time.monotonic() < end
+    served += threads._team.serving
+    assert layer(x)[0].tobytes() == expected
+assert all(one.is_alive() for one in threads._team.threads)
+"""
+
+
+def test_helpers_serve_where_nobody_can_be_moved_or_parked(tmp_path):
+    """As on systems other than Linux: so with a cache of its own."""
+    run_python(ELSEWHERE, FASTRNN_CACHE_DIR=str(tmp_path))
+
+
 BIG = """
 import sys, threading, time
 import numpy as np

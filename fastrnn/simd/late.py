@@ -24,11 +24,14 @@ def _entry(typingctx, function):
     def codegen(context, builder, signature, args):
         made = function.dispatcher.overloads[GIVEN]
         context.add_linking_libs([made.library])
-        entry = ir.Function(builder.module, _LATE, f"{made.fndesc.mangled_name}.late")
-        entry.linkage = "internal"
-        inner = ir.IRBuilder(entry.append_basic_block())
-        context.call_internal_no_propagate(inner, made.fndesc, made.signature, entry.args)
-        inner.ret_void()
+        name = f"{made.fndesc.mangled_name}.late"
+        entry = builder.module.globals.get(name)
+        if entry is None:
+            entry = ir.Function(builder.module, _LATE, name)
+            entry.linkage = "internal"
+            inner = ir.IRBuilder(entry.append_basic_block())
+            context.call_internal_no_propagate(inner, made.fndesc, made.signature, entry.args)
+            inner.ret_void()
         return builder.ptrtoint(entry, _WORD)
 
     return types.int64(function), codegen
