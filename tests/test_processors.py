@@ -74,11 +74,13 @@ class Thread:
     def __init__(self, sleeping):
         self.ended, ready = threading.Event(), threading.Event()
 
+        self.turns = 0
+
         def run():
             self.record, self.number = new_record(0), threading.get_native_id()
             ready.set()
             while not (self.ended.wait() if sleeping else self.ended.is_set()):
-                pass
+                self.turns += 1
 
         self.thread = threading.Thread(target=run)
         self.thread.start()
@@ -110,9 +112,12 @@ def test_only_who_does_not_run_stands():
     with Thread(sleeping=True) as one:
         assert [is_standing(one.record) for _ in range(3)] == [False, True, True]
     with Thread(sleeping=False) as one:
-        # It takes turns with this thread, which must let go of the GIL for it to run.
-        looks = [time.sleep(0.02) or is_standing(one.record) for _ in range(5)]
-        assert looks == [False] * 5
+        for _ in range(5):
+            turns, end = one.turns, time.monotonic() + WAIT
+            while one.turns == turns:  # it needs the GIL to run
+                time.sleep(1e-3)
+                assert time.monotonic() < end
+            assert not is_standing(one.record)
 
 
 @pytest.fixture
@@ -208,8 +213,7 @@ def test_beside_a_busy_process_helpers_are_fetched(monkeypatch, set_num_threads)
     end = time.monotonic() + WAIT
     while layer(x)[0].tobytes() == expected and made.serving == 0:
         assert time.monotonic() < end
-    # As many as leave one processor: with none left, whoever waits gives his own away to them, not to the helper.
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(len(ALL) - 1)]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in ALL]
     try:
         while not fetched(made):
             assert layer(x)[0].tobytes() == expected

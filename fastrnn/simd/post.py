@@ -231,7 +231,8 @@ def share(tickets, phase, worker):
 def wait_patiently(tickets, worker, spins):
     """What a thread does that waits for others, who work on the same call, and has looked in vain `spins` times."""
     at = -atomic_load(tickets, POST)
-    if spins >= SPINS and (spins - SPINS) % PATIENCE == 0 and at > 0:  # before the processor is given away
+    # Two looks, which it takes to see that somebody stands, before the processor is given away.
+    if spins >= SPINS - PATIENCE and (spins - SPINS) % PATIENCE == 0 and at > 0:
         invoke(at, TENDS, at, worker)
     rest(spins)
 
