@@ -36,6 +36,7 @@ from ..simd.target import COLS
 from ..simd.tile import OWN, SHARED
 from ..simd.vector import block, block_of, fma, lanes, lanes_of, load, only, pointwise, read, stack, store
 from .activations import dsigmoid, dtanh, sigmoid, tanh
+from .few_steps import few_steps, step_fits, which_way
 from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
 from .norm import OF_H, OF_X, SCALE, STATS, means, moments, store_moments, sum_of, unnormalised
 from .panels import (
@@ -58,7 +59,6 @@ from .panels import (
     tape_at,
     tiles,
 )
-from .steps import few_steps, step_fits, which_way
 from .writing import places, write_item
 
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
@@ -680,7 +680,7 @@ def step_item(row0, row1, panel, t, below, before, y, given):
 
 @kernel
 def gru_steps(worker, workers, tickets, w, layer, pieces, x, out, h_0):
-    """Few steps of one layer, with the reset gate after the product: see steps.py."""
+    """Few steps of one layer, with the reset gate after the product: see few_steps.py."""
     layer, turn = which_way(layer)
     if not step_fits(layer, x, out, h_0):
         return False

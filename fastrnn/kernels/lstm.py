@@ -68,6 +68,7 @@ from ..simd.vector import (
     store,
 )
 from .activations import ACTIVATIONS
+from .few_steps import few_steps, step_fits, which_way
 from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
 from .norm import MEAN_C, OF_H, OF_X, SCALE, SCALE_C, STATS, means, moments, store_moments, sum_of, unnormalised
 from .panels import (
@@ -91,7 +92,6 @@ from .panels import (
     tape_at,
     tiles,
 )
-from .steps import few_steps, step_fits, which_way
 from .writing import places, write_item
 
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
@@ -1265,7 +1265,7 @@ def step_item(row0, row1, panel, t, below, before, y, given):
 
 @kernel
 def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, x, out, h_0, c_0):
-    """Few steps of one layer: see steps.py. Besides,
+    """Few steps of one layer: see few_steps.py. Besides,
 
     peep : packed diagonal peepholes, read, or None; form, coupled : as lstm_forward
     c_0 : (L, B, H), of this layer read

@@ -26,6 +26,7 @@ from ..simd.target import COLS
 from ..simd.tile import OWN, SHARED
 from ..simd.vector import lanes_of, load, pointwise, stack, store
 from .activations import drelu, dsigmoid, dtanh, relu, sigmoid, tanh
+from .few_steps import few_steps, step_fits, which_way
 from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
 from .panels import (
     CHUNK,
@@ -41,7 +42,6 @@ from .panels import (
     steps_of_item,
     tiles,
 )
-from .steps import few_steps, step_fits, which_way
 from .writing import places, write_item
 
 INDEXED, DY, BY_ROWS = 1, 2, 4
@@ -341,7 +341,7 @@ def step_item(row0, row1, group, t, below, before, y, given):
 
 @kernel
 def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, h_0):
-    """Few steps of one layer: see steps.py."""
+    """Few steps of one layer: see few_steps.py."""
     layer, turn = which_way(layer)
     if not step_fits(layer, x, out, h_0):
         return False
