@@ -13,13 +13,13 @@ NAME, PEER = 48, 20
 def seconds(value: float) -> str:
     """Three digits and a unit.
 
-    >>> seconds(0.0000123), seconds(1.5)
-    ('12.3 µs', '1.5 s')
+    >>> seconds(0.0000123), seconds(1.5), seconds(5e-8)
+    ('12.3 µs', '1.5 s', '50 ns')
     """
-    for unit, scale in (("s", 1.0), ("ms", 1e3)):
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if value * scale >= 1:
             return f"{value * scale:.3g} {unit}"
-    return f"{value * 1e6:.3g} µs"
+    return f"{value * 1e9:.3g} ns"
 
 
 def size(value: int) -> str:
