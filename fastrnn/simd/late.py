@@ -2,7 +2,7 @@
 
 What stands in the text of a kernel is compiled with every kernel, before its first result. So what is of use only
 beside helpers is compiled once, with what they run (`serve` in post.py), and kernels call it by its address: it took a
-tenth of a cold inference, and of the training step as much again.
+tenth of a cold first result.
 
 They take two int64 and return nothing, as the convention of Numba's own functions is no matter of theirs.
 """

@@ -9,9 +9,8 @@ A thread that shares its processor with another process loses it every few ms, f
 as a rule; all others would wait for it. Whoever waits, and sees that a thread that holds something has not run since it
 last looked, moves it to its own processor and gives that away (`tend`). As soon as the item is finished the thread goes
 back to where it was (`resume`), and rests when the call is over (`shun`), as its processor is wanted by others too.
-With a busy process on one of two processors an LSTM (100, 32, 128, 256) takes about 1.4 of its time alone, in inference
-and in training, where without this it was 1.78 and 1.75: as much as the half to two thirds of a processor are worth
-which that process gets. (Without the rests it got a fifth beside small work.)
+With a busy process on one of two processors an LSTM (100, 32, 128, 256) takes 1.42 of its time alone in inference, 1.39
+in training, where without this it was 1.78 and 1.74 (python -m bench --only neighbour).
 
 What is known of each thread are the words of its record; the post has those of all that work on the call.
 """
@@ -49,7 +48,9 @@ RECORD = 8
 
 MASK = 16  # words of a set of processors
 NONE = -1  # no processor
-PAUSE = 3_000_000  # nanoseconds, about as long as Linux lets another process run
+# Nanoseconds, about as long as Linux lets another process run. Without a pause that process got a fifth of its
+# processor beside small work, with this one half and more; pauses of 20 ms and longer were felt after it had gone.
+PAUSE = 3_000_000
 
 
 def new_record(number: int) -> np.ndarray:
