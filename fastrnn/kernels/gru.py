@@ -52,6 +52,7 @@ from .panels import (
     copy_line,
     copy_out,
     copy_rows,
+    inwards,
     pack_transposed,
     panels_for,
     rows_of,
@@ -277,7 +278,8 @@ def forward_item(
             tiles(y, lane, line, rows, 3, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, GATES * lane, OWN)
         else:
             tiles(y, lane, line, rows, 2, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, 2 * lane, OWN)
-        for r in range(rows):
+        for k in range(rows):
+            r = inwards(k, rows)
             from_at, to_at = h0_at + r * h_line + unit, (after + r0 + r) * h_line + unit
             g_at = tape_at(w, panel, kept_rows, kept + r0 + r)
             if wn is not None:

@@ -85,6 +85,7 @@ from .panels import (
     copy_line,
     copy_out,
     copy_rows,
+    inwards,
     pack_transposed,
     panels_for,
     rows_of,
@@ -507,7 +508,8 @@ def forward_item(
                 tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
             else:
                 tiles(z, 0, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
-        for r in range(rows):
+        for k in range(rows):
+            r = inwards(k, rows)
             z_at = r * line
             c0_at = ((before if training else 0) + r0 + r) * h_size + unit
             c_at = (c_row + r0 + r) * h_size + unit

