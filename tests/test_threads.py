@@ -1,5 +1,6 @@
 """The helpers: they work while their caller does, and not a moment longer; no error ends them."""
 
+import itertools
 import threading
 import time
 
@@ -9,6 +10,7 @@ from helpers import JIT
 
 import fastrnn as fr
 from fastrnn import threads
+from fastrnn.kernels.panels import inwards
 from fastrnn.simd.sync import CALLER
 
 WAIT = 60  # seconds, against a hang
@@ -124,3 +126,16 @@ def test_no_number_is_given_twice_and_no_job_to_nobody(team, monkeypatch, servin
         _, (_, worker, *_) = team.jobs.get()
         given.append(worker)
     assert given == expected
+
+
+@pytest.mark.parametrize("rows", range(1, 14))
+def test_rows_are_taken_inwards(rows):
+    """Each once; and who goes on from any two at the distance of those, as a processor's prefetcher does, is still in
+    them: those beyond are another worker's.
+    """
+    of_python = getattr(inwards, "py_func", inwards)  # only kernels call the compiled one
+    order = [of_python(k, rows) for k in range(rows)]
+    assert sorted(order) == list(range(rows))
+    turn = rows // 2
+    for half in (order[:turn], order[turn:]):
+        assert all(0 <= 2 * b - a < rows for a, b in itertools.pairwise(half))
