@@ -14,7 +14,7 @@ import fastrnn as fr
 from fastrnn import threads
 from fastrnn._jit import kernel
 from fastrnn.simd.atomic import now
-from fastrnn.simd.post import INSIDE, OPEN, PARKED, PARKS, SEMAPHORE, TAKEN, WAITING
+from fastrnn.simd.post import INSIDE, OPEN, PARKED, PARKS, SEMAPHORE, TAKEN, TENDS, WAITING
 from fastrnn.simd.processors import HELPERS, OFF, ON, SHUNNED
 from fastrnn.simd.sync import turns
 
@@ -121,20 +121,18 @@ def test_helpers_are_not_where_the_caller_is(team, monkeypatch):
         pytest.skip("one processor")
     gather()
     own = [ctypes.cast(int(at), ctypes.POINTER(ctypes.c_int64)) for at in team.post[HELPERS : HELPERS + 2]]
-
-    def elsewhere_after_a_call(cpu, sleeping):
-        """Not after each: one that is fetched in the meantime may be anywhere, until it is told the next time."""
-        until(lambda: not sleeping or team.post[PARKED] == 2)
-        # Of this thread alone: the helpers' processors are those of the main thread, where this test may run.
-        worker = threading.Thread(target=call_on, args=(cpu,))
-        worker.start()
-        worker.join(WAIT)
-        return all(one[ON] != cpu and one[OFF] == (cpu if sleeping else one[OFF]) for one in own)
-
+    team.post[TENDS] = 0  # nobody is fetched: who is may be anywhere until it has finished its item
     try:
         for sleeping in (False, True):
             for cpu in (min(mine), max(mine)):
-                until(lambda cpu=cpu, sleeping=sleeping: elsewhere_after_a_call(cpu, sleeping))
+                until(lambda needed=sleeping: not needed or team.post[PARKED] == 2)
+                # Of this thread alone: the helpers' processors are those of the main thread, where this test may run.
+                worker = threading.Thread(target=call_on, args=(cpu,))
+                worker.start()
+                worker.join(WAIT)
+                until(lambda cpu=cpu: all(one[ON] != cpu for one in own))
+                if sleeping:
+                    assert all(one[OFF] == cpu for one in own)
             monkeypatch.setattr(threads, "LINGER", 0)
     finally:
         os.sched_setaffinity(0, mine)

@@ -1,4 +1,4 @@
-"""Threads that have lost their processor are fetched by those who wait for them, and nobody else is moved."""
+"""Threads keep off their caller's processor, and are fetched by those who wait for them when they have lost theirs."""
 
 import ctypes
 import os
@@ -22,6 +22,7 @@ from fastrnn.simd.processors import (
     CALLER,
     CPU,
     FETCHED,
+    HELPERS,
     HOME,
     MOVES,
     NONE,
@@ -57,6 +58,16 @@ def tend(worker, workers, tickets, post, who):
 @kernel
 def resume(worker, workers, tickets, post, record):
     processors.resume(address(post), address(record))
+
+
+@kernel
+def make_way(worker, workers, tickets, post, asleep):
+    processors.make_way(address(post), asleep > 0)
+
+
+@kernel
+def avoid(worker, workers, tickets, post, record):
+    processors.avoid(address(post), address(record))
 
 
 NOBODY = np.zeros(0, np.int64)
@@ -151,6 +162,38 @@ def test_the_caller_fetches_a_helper_and_it_goes_back(post):
         assert post[CALLER + WAITS] == 1
         resume.held(0, 1, NOBODY, post, post[CALLER : CALLER + RECORD])
         assert post[CALLER + WAITS] == 0
+
+
+@pytest.mark.parametrize("cpu", [min(ALL), max(ALL)])
+def test_a_sleeping_helper_makes_way_before_it_is_woken(post, cpu):
+    """And one that is awake only if it is where the caller is."""
+    with Thread(True) as one:
+        post[HELPERS], post[CPU] = one.record.ctypes.data, cpu
+        make_way.held(0, 1, NOBODY, post, 0)
+        assert (one.cpus, one.record[OFF]) == (ALL, NONE)
+        make_way.held(0, 1, NOBODY, post, 1)
+        assert (one.cpus, one.record[OFF]) == (ALL - {cpu}, cpu)
+        post[CPU], one.record[ON] = other(cpu), other(cpu)
+        make_way.held(0, 1, NOBODY, post, 0)
+        assert (one.cpus, one.record[OFF]) == (ALL - {other(cpu)}, other(cpu))
+
+
+@pytest.mark.parametrize("cpu", [min(ALL), max(ALL)])
+def test_a_helper_avoids_the_caller(post, cpu):
+    def run():
+        os.sched_setaffinity(0, {cpu})
+        record, post[CPU] = new_record(0), other(cpu)
+        avoid.held(0, 1, NOBODY, post, record)
+        found = [(os.sched_getaffinity(0), record[ON])]
+        post[CPU] = cpu
+        avoid.held(0, 1, NOBODY, post, record)
+        return [*found, (os.sched_getaffinity(0), record[OFF], record[ON] != cpu)]
+
+    assert on_a_thread(run) == [({cpu}, cpu), (ALL - {cpu}, cpu, True)]
+
+
+def other(cpu):
+    return min(ALL - {cpu})
 
 
 def test_who_holds_nothing_is_left_where_it_is(post):
