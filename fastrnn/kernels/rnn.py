@@ -37,7 +37,6 @@ from .panels import (
     add_rows,
     copy_in,
     copy_out,
-    inwards,
     pack_transposed,
     rows_of,
     steps_of_item,
@@ -145,8 +144,7 @@ def forward_item(
             tiles(z, 0, line, rows, cols, x, (n + r0) * i_size, i_size, i_size, 0, 1, w, at + line, line, OWN)
         w_at = at + line * (1 + i_size)
         tiles(z, 0, line, rows, cols, h0, (previous + r0) * h0_line, h0_line, h_size, 0, 1, w, w_at, line, OWN)
-        for j in range(rows):
-            r = inwards(j, rows)
+        for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
                 z_at = r * line + k * lane
