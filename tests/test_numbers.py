@@ -26,7 +26,7 @@ from helpers import (
 
 import fastrnn as fr
 from fastrnn._jit import kernel
-from fastrnn.layers import recurrent
+from fastrnn.layers import products, recurrent
 
 # Tiny, with tails everywhere; middling, some panels of every width; large, worth more than one core.
 TINY = {"T": 3, "B": 2, "I": 1, "H": 5}
@@ -394,6 +394,51 @@ def test_input_product_where_it_pays():
     assert "product" in [one.kernel for one in fr.last_call_info()]
     stream = layer.stream()
     assert_same_bits({"y": y}, {"y": np.stack([stream.push(x[t, 0]) for t in range(6)])[:, None]})
+
+
+# --- who computes what ---------------------------------------------------------------------------------------
+
+
+@every({name: one for name, one in (PROBLEMS | VARIANTS).items() if name.endswith(("float32-middle", "both"))})
+def test_alone_by_panels(problem, monkeypatch, set_num_threads):
+    """Steps that would keep a caller without helpers too long are divided into panels."""
+    set_num_threads(1)
+    usual = whole(problem)
+    monkeypatch.setattr(recurrent, "LONGEST", 100)
+    assert_one_result(whole(problem), usual)
+
+
+def test_weights_are_read_once_a_step(monkeypatch, set_num_threads):
+    """Alone as well, however long a step takes: its rows stay together as long as there are panels enough."""
+    set_num_threads(1)
+    layer, x = fr.LSTM(30, 100, seed=1), np.zeros((3, 40, 30), np.float32)
+    step = 40 * 4 * 100 * 130
+    monkeypatch.setattr(recurrent, "LONGEST", step // 4)
+    fr.last_call_info()
+    layer.forward(x)
+    (forward,) = [one for one in fr.last_call_info() if one.kernel == "lstm_forward"]
+    assert forward.pieces == 1
+    monkeypatch.setattr(recurrent, "LONGEST", 0)
+    layer.forward(x)
+    (forward,) = fr.last_call_info()
+    assert forward.pieces > 1
+
+
+@pytest.mark.parametrize("columns", [5, 64, 190, 300])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_strips_of_a_gradient(columns, workers, monkeypatch, set_num_threads):
+    """Several strips of columns beside each other, as large layers have them, give the bits of one after the other."""
+    set_num_threads(workers)
+    rng = np.random.default_rng(1)
+    x, a = rng.standard_normal((1100, columns)), rng.standard_normal((1100, 70))
+    sums = []
+    for far in (1 << 40, 0):
+        monkeypatch.setattr(products, "FAR", far)
+        sums.append({order: np.ones((70, columns)) for order in (1, -1)})
+        for order, out in sums[-1].items():
+            products.add_gradient(out, x, a, order=order)
+    assert_same_bits(*sums)
+    np.testing.assert_allclose(sums[0][1], 1 + a.T @ x, rtol=1e-10)
 
 
 # --- not a number, infinity ---------------------------------------------------------------------------------

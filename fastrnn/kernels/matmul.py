@@ -15,8 +15,9 @@ from ..simd.tile import SHARED, tile
 from ..simd.vector import block_of, lanes, lanes_of, pointwise, prefetch, stack
 from .panels import CHUNK, WORK, add_in, add_out, add_rows, copy_in, copy_out, pack_rows, pack_transposed, tiles
 
-# Rows summed at a time by `gradient`: a strip of X is then 128 KiB, in the second-level cache beside the weights'
-# gradient. (96 to 256 rows, whose strip fits nearer, were as fast: the gradient comes and goes more often then.)
+# Rows summed at a time by `gradient`: a strip of X, 4W columns of it, is then 128 KiB, in the second-level cache beside
+# the weights' gradient. (96 to 256 rows, whose strip fits nearer, were as fast: the gradient comes and goes more often
+# then.)
 BLOCK = 512
 
 
@@ -95,7 +96,7 @@ def product_step(packed, bias, x, out):
 
 @kernel
 def gradient(
-    worker, workers, tickets, rows, columns, pieces, order,
+    worker, workers, tickets, rows, columns, pieces, beside, order,
     a, panel_stride, k_stride, gates, turn, width, height, x, x_line, index, out, scratch,
 ):  # fmt: skip
     """out[(g + turn) % gates * height + j, :] += sum over n of a[n, g, j] * x[n, :]
@@ -106,38 +107,47 @@ def gradient(
     index : (rows,) int64, or empty, read
     out : (gates * height, columns), accumulated
     pieces : into how many parts the panels are divided for the workers
+    beside : how many strips of x, of 4W columns each, are in scratch together
     order : 1 for ascending n, -1 for descending
-    scratch : (workers, BLOCK + ROWS, 4W), overwritten
+    scratch : (workers, beside * BLOCK + ROWS, 4W), overwritten
     """
     lane = lanes_of(x)
     vectors = (columns + lane - 1) // lane
     panels = (height + width - 1) // width
-    strip = worker * (BLOCK + ROWS) * COLS * lane
-    items = (vectors + COLS - 1) // COLS * pieces
+    line = COLS * lane
+    strip, whole = BLOCK * line, beside * COLS
+    own = worker * (beside * strip + ROWS * line)
+    items = (vectors + whole - 1) // whole * pieces
     for step, item in turns(tickets, 0, worker, workers, (rows + BLOCK - 1) // BLOCK, items):
         depth = min(BLOCK, rows - step * BLOCK)
         n0 = step * BLOCK if order > 0 else rows - 1 - step * BLOCK
-        first, piece = item // pieces * COLS, item % pieces
-        cols = min(COLS, vectors - first)
-        stride = cols * lane
+        begin, piece = item // pieces * whole, item % pieces
+        end = min(vectors, begin + whole)
         # Read in place, at the stride of a whole row of x, it is 15 % slower; and this pads the end with zeros.
-        for k in range(depth):
-            n = n0 + k * order
-            if len(index):
-                n = index[n]
-            for j in range(first * lane, first * lane + stride, lane):
-                copy_in(scratch, strip + k * stride + j - first * lane, x, n * x_line + j, columns - j)
+        for first in range(begin, end, COLS):
+            to, stride = own + (first - begin) * BLOCK * lane, min(COLS, end - first) * lane
+            for k in range(depth):
+                n = n0 + k * order
+                if len(index):
+                    n = index[n]
+                for j in range(0, stride, lane):
+                    column = first * lane + j
+                    copy_in(scratch, to + k * stride + j, x, n * x_line + column, columns - column)
         for panel in range(panels * piece // pieces, panels * (piece + 1) // pieces):
             units = min(width, height - panel * width)
             for g in range(gates):
                 left = panel * panel_stride + n0 * k_stride + g * width
                 row = (g + turn) % gates * height + panel * width
-                # The row of the next tile, whose lines are fetched meanwhile: 7 % of this kernel at H = 1024.
-                after = (g + 1 + turn) % gates * height + (panel + (g + 1) // gates) * width
-                gradient_rows(
-                    units, first, cols, depth, columns, a, left, k_stride * order, scratch, strip, stride,
-                    out, row, after, strip + BLOCK * COLS * lane,
-                )  # fmt: skip
+                # Where the next tile is, whose lines are fetched meanwhile (7 % of this kernel at H = 1024).
+                below = (g + 1 + turn) % gates * height + (panel + (g + 1) // gates) * width
+                for first in range(begin, end, COLS):
+                    after = row * columns + (first + COLS) * lane
+                    if first + COLS >= end:
+                        after = below * columns + begin * lane
+                    gradient_rows(
+                        units, first, min(COLS, end - first), depth, columns, a, left, k_stride * order,
+                        scratch, own + (first - begin) * BLOCK * lane, out, row, after, own + beside * strip,
+                    )  # fmt: skip
 
 
 @pointwise
@@ -149,10 +159,10 @@ def prefetch_tile(out, at, columns):
 
 
 @part
-def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch, strip, stride, out, row, after, tail):
-    """The rows of `gradient` that belong to one gate of one panel, in one strip of columns; `after`: the next row."""
+def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch, strip, out, row, after, tail):
+    """The rows of `gradient` that belong to one gate of one panel, in one strip of columns; `after`: where next."""
     lane = lanes_of(scratch)
-    column = first * lane
+    column, stride = first * lane, cols * lane
     blocks = (units + ROWS - 1) // ROWS
     for block in range(blocks):
         r0 = units * block // blocks
@@ -160,7 +170,7 @@ def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch
         at = (row + r0) * columns + column
         if column + stride <= columns:
             last = block == blocks - 1
-            prefetch_tile(out, after * columns + column if last else at + r * columns, columns)
+            prefetch_tile(out, after if last else at + r * columns, columns)
             tile(out, at, columns, r, cols, a, left + r0, 1, depth, 0, k_stride, 1, scratch, strip, stride, SHARED)
             continue
         for j in range(r):

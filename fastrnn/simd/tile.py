@@ -17,6 +17,10 @@ A tile of one row reads a line of `b` for every line of multiply-adds. Where `b`
 for that, unless lines are fetched AHEAD: 0 rows stand for one row that does so. A step of an LSTM with H = 128 takes
 0.8 of the time, a sequence with H = 256 0.9; but 1.1 to 1.3 where `b` comes from the third level, H = 1024 (the
 benchmark's lstm-step-B1-H128, lstm-infer-150x1x256x256 and lstm-infer-25x1x1024x1024, with and without).
+
+Where `a` has a line for every `k`, one that comes SOON is fetched: 0.95 of the time of a gradient at H = 1024, where
+these lines are in the third-level cache, and nothing lost elsewhere. (Lines of `b`, 8 to 32 of them ahead: 1.0 to 1.05
+of the time of sequences of 4 to 128 rows; the processor fetches those by itself.)
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from .target import COLS, ROWS
 from .vector import _FLOATS, _SUFFIX, I64, Index, Pointer, _splat, lanes, prefetch
 
 AHEAD = 4  # lines of b
+SOON = 16  # values of k
 FEW = 1  # rows of a tile that takes no longer than its call
 
 # Whose the functions of so few rows are: every kernel's OWN, or SHARED as the others. Sequences of one row take 1.08 of
@@ -93,7 +98,9 @@ def _emit(fn: ir.Function, dtype: np.dtype, rows: int, cols: int) -> None:
     left_of = [bld.mul(r_stride, ir.Constant(I64, r)) for r in range(rows)]
     out = [p for r in range(rows) for p in lines(bld, c, row_of[r])]
     start = [bld.load(p, align=size) for p in out]
-    bld.cbranch(bld.icmp_signed(">", n_seg, ir.Constant(I64, 0)), outer, done)
+    zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
+    soon = bld.select(bld.icmp_signed(">", k_stride, one), bld.mul(k_stride, ir.Constant(I64, SOON)), zero)
+    bld.cbranch(bld.icmp_signed(">", n_seg, zero), outer, done)
 
     bld = ir.IRBuilder(outer)
     s = bld.phi(I64)
@@ -113,17 +120,19 @@ def _emit(fn: ir.Function, dtype: np.dtype, rows: int, cols: int) -> None:
     if ahead:
         for j in range(cols):
             prefetch(Pointer(bld, b_k, dtype), Index(bld, b_stride) * AHEAD + j * n, write=False)
+    elif rows > 1:
+        prefetch(Pointer(bld, a_k, dtype), Index(bld, soon), write=False)
     new = []
     for r in range(rows):
         x = _splat(bld, bld.load(bld.gep(a_k, [left_of[r]]), align=size), n)
         new += [bld.call(fma, [x, right[j], acc[r * cols + j]]) for j in range(cols)]
-    k1, a1, b1 = bld.add(k, ir.Constant(I64, 1)), bld.gep(a_k, [k_stride]), bld.gep(b_k, [b_stride])
+    k1, a1, b1 = bld.add(k, one), bld.gep(a_k, [k_stride]), bld.gep(b_k, [b_stride])
     for phi, v in [(k, k1), (a_k, a1), (b_k, b1), *zip(acc, new, strict=True)]:
         phi.add_incoming(v, inner)
     bld.cbranch(bld.icmp_signed("<", k1, seg), inner, tail)
 
     bld = ir.IRBuilder(tail)
-    s1, a2 = bld.add(s, ir.Constant(I64, 1)), bld.gep(a_seg, [seg_stride])
+    s1, a2 = bld.add(s, one), bld.gep(a_seg, [seg_stride])
     for phi, v in [(s, s1), (a_seg, a2), (b_seg, b1), *zip(acc_outer, new, strict=True)]:
         phi.add_incoming(v, tail)
     bld.cbranch(bld.icmp_signed("<", s1, n_seg), outer, done)
