@@ -79,6 +79,8 @@ def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
         record[kind] = list(found.values())
     for kind in ("startup", "installed", "memory"):
         record[kind] = next((one[kind] for one in reversed(records) if one.get(kind)), record.get(kind))
+    limits = {one["threads"]: one for each in reversed(records) for one in each["limits"]}
+    record["limits"] = [limits[threads] for threads in sorted(limits, reverse=True)]
     record["again"] = len(records) - 1
     return record
 
@@ -146,18 +148,24 @@ def rows_table(rows: list[Row], spreads: bool = True, plain: bool = True) -> str
     return markdown(header, lines)
 
 
+def by_threads(rows: list[Row]) -> dict[int, list[Row]]:
+    """The rows of each number of threads, the most first."""
+    return {n: [row for row in rows if row.threads == n] for n in sorted({row.threads for row in rows}, reverse=True)}
+
+
 def yardstick_table(yardstick: str, rows: list[Row]) -> str:
-    """Geometric means of a yardstick's ratios, by cell: inference, training, both."""
+    """Geometric means of a yardstick's ratios, by threads and cell: inference, training, both."""
     lines = []
-    for cell in CELLS:
-        own = [row for row in rows if row.case.cell == cell and row.speedup(yardstick) is not None]
-        cells = []
-        for kinds in (("infer", "step"), ("train",), ("infer", "step", "train")):
-            ratios = [found.median for row in own if row.case.kind in kinds and (found := row.speedup(yardstick))]
-            cells.append(f"{table.times(geometric_mean(ratios))} ({len(ratios)} rows)" if ratios else "")
-        if own:
-            lines.append([cell, *cells])
-    return markdown(["cell", "inference", "training", "both"], lines) if lines else ""
+    for threads, those in by_threads([row for row in rows if row.speedup(yardstick) is not None]).items():
+        for cell in CELLS:
+            own = [row for row in those if row.case.cell == cell]
+            cells = []
+            for kinds in (("infer", "step"), ("train",), ("infer", "step", "train")):
+                ratios = [found.median for row in own if row.case.kind in kinds and (found := row.speedup(yardstick))]
+                cells.append(f"{table.times(geometric_mean(ratios))} ({len(ratios)} rows)" if ratios else "")
+            if own:
+                lines.append([cell, str(threads), *cells])
+    return markdown(["cell", "threads", "inference", "training", "both"], lines) if lines else ""
 
 
 def neighbours_table(rows: list[Beside]) -> str:
@@ -180,16 +188,18 @@ def _status(row: Row, label: str) -> str:
 
 
 def means(rows: list[Row]) -> str:
-    """The geometric mean of the best peer's ratios, and the lowest of them."""
-    ratios = {(row.case.name, row.threads): ratio for row in rows if (ratio := best(row)) is not None}
-    if not ratios:
-        return ""
-    (name, threads), least = min(ratios.items(), key=lambda item: item[1])
-    mean = table.times(geometric_mean(ratios.values()))
-    return (
-        f"The fastest peer of each row takes {mean} times as long as {OURS} "
-        f"(geometric mean of {len(ratios)} rows); least: {table.times(least)}, {name}, threads {threads}.\n"
-    )
+    """For each number of threads the geometric mean of the best peer's ratios, and the lowest of them."""
+    said = ""
+    for threads, those in by_threads(rows).items():
+        ratios = {row.case.name: ratio for row in those if (ratio := best(row)) is not None}
+        if ratios:
+            name, least = min(ratios.items(), key=lambda item: item[1])
+            mean = table.times(geometric_mean(ratios.values()))
+            said += (
+                f"Threads: {threads}. The fastest peer of each row takes {mean} times as long as {OURS} "
+                f"(geometric mean of {len(ratios)} rows); least: {table.times(least)}, {name}.\n"
+            )
+    return said
 
 
 def notes(rows: Sequence[Row]) -> str:

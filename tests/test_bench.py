@@ -219,12 +219,14 @@ def test_later_records_replace_rows(bench):
     """Of the same name and threads; what they have besides is added, and it is said that there were several."""
     first = {
         "rows": [{"name": "a", "threads": 2, "n": 1}, {"name": "b", "threads": 2, "n": 2}],
+        "limits": [{"threads": 2, "flops": 1}],
         "startup": [1],
         "memory": [2],
         "date": "1",
     }
     later = {
         "rows": [{"name": "b", "threads": 2, "n": 3}, {"name": "b", "threads": 1, "n": 4}],
+        "limits": [{"threads": 1, "flops": 2}, {"threads": 2, "flops": 3}],
         "neighbour": [],
         "startup": [3],
         "memory": [],
@@ -234,6 +236,7 @@ def test_later_records_replace_rows(bench):
     assert [row["n"] for row in found["rows"]] == [1, 3, 4]
     assert (found["date"], found["again"], found["neighbour"]) == ("1", 1, [])
     assert (found["startup"], found["memory"]) == ([3], [2])
+    assert [(one["threads"], one["flops"]) for one in found["limits"]] == [(2, 1), (1, 2)]
     assert bench("report").merged([later])["again"] == 0
 
 
