@@ -25,6 +25,7 @@ from ..simd.vector import (
     copysign,
     every,
     exp2_integer,
+    exponent,
     fma,
     load,
     maximum,
@@ -61,26 +62,32 @@ LOG = {
 EXPONENT = {4: (-126.0, 128.0), 8: (-1022.0, 1024.0)}
 
 
-def _polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
-    y = fma(x, coefficients[-1], coefficients[-2])
-    for a in coefficients[-3::-1]:
-        y = fma(y, x, a)
+def _polynomial(x: Any, square: Any, coefficients: tuple[float, ...]) -> Any:
+    """In pairs of coefficients: as many operations as one after the other, and half as many that wait for another."""
+    pairs = [fma(x, b, a) for a, b in zip(coefficients[::2], coefficients[1::2], strict=False)]
+    y = coefficients[-1] if len(coefficients) % 2 else pairs.pop()
+    for p in pairs[::-1]:
+        y = fma(y, square, p)
     return y
 
 
-def _reduced(x: Any) -> tuple[Any, Any]:
-    """(n, q) with exp(x) = 2**n * (1 + q) and |q| < 0.42; q is as exact relatively as x allows."""
+def _fraction(x: Any, n: Any) -> Any:
+    """q, exp(x) = 2**n * (1 + q). Where n is the integer nearest to x / log(2), |q| < 0.42, and q is as exact
+    relatively as x allows.
+    """
     size = x.dtype.itemsize
-    n = round_even(x * LOG2E)
     hi, lo = LN2[size]
     r = fma(n, -lo, fma(n, -hi, x))
-    return n, fma(r * r, _polynomial(r, EXP[size]), r)
+    square = r * r
+    return fma(square, _polynomial(r, square, EXP[size]), r)
 
 
 def exp(x: Any) -> Any:
     """e**x over the whole range, subnormal results included."""
     low, high = (-104.0, 89.0) if x.dtype.itemsize == 4 else (-746.0, 710.0)
-    n, q = _reduced(minimum(maximum(x, low), high))
+    x = minimum(maximum(x, low), high)
+    n = round_even(x * LOG2E)
+    q = _fraction(x, n)
     half = round_even(n * 0.5)  # 2**n in two factors: 2**128 and 2**-149 have no single one
     s = exp2_integer(half)
     return fma(q, s, s) * exp2_integer(n - half)
@@ -89,16 +96,18 @@ def exp(x: Any) -> Any:
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e**-x)"""
     low, high = EXPONENT[x.dtype.itemsize]
-    n, q = _reduced(minimum(maximum(-x, (low + 0.5) / LOG2E), (high + 0.25) / LOG2E))
-    return 1.0 / (1.0 + (1.0 + q) * exp2_integer(n))
+    x = minimum(x, -low / LOG2E)
+    # Where 2**n would be infinite, q is what is left, and overflows the sum.
+    n, s = exponent(x, -LOG2E, high - 1.0)
+    return 1.0 / fma(1.0 + _fraction(-x, n), s, 1.0)
 
 
 def tanh(x: Any) -> Any:
     """(e**2x - 1) / (e**2x + 1), from e**2x - 1 without cancellation"""
-    n, q = _reduced(minimum(absolute(x), 20.0) * 2.0)
-    s = exp2_integer(n)
-    em1 = fma(q, s, s - 1.0)
-    return copysign(em1 / (em1 + 2.0), x)
+    a = minimum(absolute(x), 20.0)
+    n, s = exponent(a, 2.0 * LOG2E)
+    q = _fraction(a + a, n)
+    return copysign(fma(q, s, s - 1.0) / fma(q, s, s + 1.0), x)
 
 
 def log(x: Any) -> Any:
@@ -113,7 +122,7 @@ def log(x: Any) -> Any:
     z = s * s
     hi, lo = LN2[size]
     # 2s = f - s f, and f is exact: the rounding of s is multiplied by f. Straight from 2s it was 1.8e-7 off.
-    y = fma(e, hi, fma(-s, f - z * _polynomial(z, LOG[size]), fma(e, lo, f)))
+    y = fma(e, hi, fma(-s, f - z * _polynomial(z, z * z, LOG[size]), fma(e, lo, f)))
     y = select(x < float("inf"), y, x)  # infinity and NaN are their own logarithms
     y = select(x > 0.0, y, select(x < 0.0, x * float("nan"), x + float("-inf")))
     return y

@@ -396,6 +396,24 @@ def exp2_integer(n: Any) -> Any:
     return ((i + npint.type(bias)) << npint.type(mantissa)).view(n.dtype)
 
 
+def exponent(x: Any, factor: float, most: float | None = None) -> tuple[Any, Any]:
+    """(n, 2**n): the integer nearest to factor * x, at `most`, as a float. 2**n must be a normal number.
+
+    A NaN gives NaN and anything.
+    """
+    llint, npint, mantissa, bias = _bits(x.dtype)
+    # A number at which floats are integers; the addition rounds, and leaves the exponent's bits at the end.
+    magic = 1.5 * 2.0**mantissa + bias
+    t = fma(x, factor, magic)
+    if most is not None:
+        t = minimum(t, magic + most)
+    if isinstance(t, Vector):
+        b, vec = t.builder, ir.VectorType(llint, t.lanes)
+        i = b.shl(b.bitcast(t.value, vec), ir.Constant(vec, [ir.Constant(llint, mantissa)] * t.lanes))
+        return t - magic, Vector(b, b.bitcast(i, t.value.type), t.dtype)
+    return t - t.dtype.type(magic), (t.view(npint) << npint.type(mantissa)).view(t.dtype)
+
+
 def split_exponent(x: Any) -> tuple[Any, Any]:
     """(m, e) with x = m * 2**e and sqrt(1/2) <= m < sqrt(2), for a normal positive `x`; e is a float."""
     llint, npint, mantissa, _ = _bits(x.dtype)
