@@ -20,7 +20,7 @@ import numpy as np
 from .._jit import device, part
 from ..simd.target import COLS, ROWS, VECTOR_BYTES
 from ..simd.tile import tile
-from ..simd.vector import block_of, greatest, lanes, lanes_of, least, load, pointwise, store, transpose
+from ..simd.vector import block_of, greatest, lanes, lanes_of, least, load, pointwise, prefetch, store, transpose
 
 # Values of the summed index that `tiles` takes at a time: 128 KiB of float32 lines.
 DEPTH = 512
@@ -67,6 +67,12 @@ def copy_out(to, to_off, source, source_off, count):
 def copy_rows(to, to_off, source, source_off, count):
     """The first `count` elements of `to`, written, from those of `source`, read."""
     store(to, to_off, load(source, source_off, count), count)
+
+
+@pointwise
+def fetch(to, to_off):
+    """Begins to bring a line of `to`, which will be written, into the cache."""
+    prefetch(to, to_off)
 
 
 @pointwise
