@@ -226,6 +226,8 @@ def results(record: dict[str, Any], rows: list[Row], pictures: list[str], learne
         chosen = [row for row in rows if row.case.kind == kind]
         if chosen:
             parts += [f"## {title}\n", rows_table(chosen), means(chosen)]
+        if chosen and kind == "step" and (sequences := [row for row in rows if row.case.kind == "infer"]):
+            parts += ["Sequences for inference and steps together:\n", means([*sequences, *chosen])]
     for yardstick in YARDSTICKS:
         if said := yardstick_table(yardstick, rows):
             parts += [f"## Beside {yardstick}\n", f"Its time divided by {OURS}'s, geometric means.\n", said]

@@ -350,6 +350,27 @@ def test_run_and_report(tmp_path):
     assert found["machine"]["cpu"] in text
 
 
+def test_means(bench):
+    """Of the fastest peer of every row, a yardstick not counted; steps also together with sequences."""
+    contest, select = bench("contest"), bench("cases").select
+
+    def row(name, **times):
+        (case,) = select([name])
+        outcomes = {label: contest.Outcome(seconds=[seconds]) for label, seconds in times.items()}
+        return contest.Row(case, 2, outcomes)
+
+    rows = [
+        row("tiny-lstm-infer-4x3x5x7-2layers", fastrnn=1.0, torch=2.0, jax=3.0, onednn=1.0),
+        row("tiny-lstm-step-B2-H7", fastrnn=1.0, torch=9.0, jax=8.0),
+        row("tiny-lstm-train-4x3x5x7", fastrnn=1.0, torch=1.5),
+    ]
+    machine = {"cpu": "a machine", "processors": 2, "system": "a system", "python": "3"}
+    record = {"machine": machine, "versions": {}, "missing": {}, "limits": [], "startup": [], "again": 0, "date": ""}
+    said = bench("report").results(record, rows, [], None)
+    means = [line.split(" times")[0].split("takes ")[1] for line in said.splitlines() if "as fastrnn (" in line]
+    assert means[:4] == ["2.00", "1.50", "8.00", "4.00"]
+
+
 @compiled
 @pytest.mark.parametrize(
     "case",

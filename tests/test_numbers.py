@@ -396,6 +396,26 @@ def test_input_product_where_it_pays():
     assert_same_bits({"y": y}, {"y": np.stack([stream.push(x[t, 0]) for t in range(6)])[:, None]})
 
 
+@pytest.mark.skipif(not JIT, reason="without JIT such sizes take too long")
+@pytest.mark.parametrize(("cell", "I"), [("rnn_tanh", 129), ("lstm", 33), ("gru", 43)])
+def test_input_product_of_one_row(cell, I, set_num_threads):  # noqa: E741
+    """Alone, from 64 KiB of U on and where there are enough steps; with the bits of a few steps at a time, which have
+    no such product.
+    """
+    set_num_threads(1)
+    problem = Problem(cell, T=130, B=1, I=I, H=128, dtype="float32")
+    layer, x = problem.layer(), problem.x
+    fr.last_call_info()
+    y, _ = layer(x)
+    assert "product" in [one.kernel for one in fr.last_call_info()]
+    state, parts = None, []
+    for t in range(0, 130, 10):
+        part, state = layer(x[t : t + 10], state)
+        parts.append(part)
+        assert "product" not in [one.kernel for one in fr.last_call_info()]
+    assert_same_bits({"y": y}, {"y": np.concatenate(parts)})
+
+
 # --- who computes what ---------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,7 @@ from .store import Store
 
 NO_IDS = np.empty((0, 0), np.int64)
 HOISTED = 1 << 25  # bytes that U x of all steps may take
+WAITED = 1 << 16  # bytes of U, less of which no step waits for
 LARGE = 1 << 20  # bytes of weights that a core's cache does not keep from one step to the next
 QUICK = 250_000_000  # multiply-adds that a call may take which cannot be interrupted: 1 to 30 ms
 MERGES = ("concat", "sum")
@@ -280,7 +281,8 @@ class Recurrent(Layer):
         self._ready: Quick | None = None
         self._hoisted: Quick | None = None  # where U x comes first, of all steps
         widest = max(input_size, h if num_layers > 1 else 0)
-        self._wide = widest if self._waits(widest, 1) else 0  # the widest input; 0 if no step ever waits for U
+        # The widest input; 0 if no step ever waits for U.
+        self._wide = widest if self._bytes_of_u(widest) >= WAITED else 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None, "_ready": None, "_hoisted": None}  # compiled code stays where it is
@@ -338,7 +340,7 @@ class Recurrent(Layer):
         try:
             now = x.rows() if type(x) is Embedded and len(x.ids) == 1 else x
             steps = len(now)
-            hoists = steps > 1 and self._wide > 0 and self._waits(self._wide, now.shape[1])
+            hoists = steps > 1 and self._wide > 0 and self._waits(self._wide, now.shape[1], steps)
             ready = self._hoisted if hoists else self._ready
             if ready is None or ready.version != self.store.version:
                 ready = self._make_ready(now, hoists)
@@ -932,13 +934,22 @@ class Recurrent(Layer):
         the time, at (25, 4, 1024, 1024) half, at (150, 1, 256, 256) 0.8; but 1.15 at (25, 4, 512, 512), 1.1 at
         (150, 4, 256, 256), as the table is written and read again.
         """
-        pays = run.where.steps > 1 and self._waits(run.i_size, run.where.batch)
+        pays = run.where.steps > 1 and self._waits(run.i_size, run.where.batch, run.where.steps)
         return pays and (not run.training or self._table_size(run.total) <= HOISTED)
 
-    def _waits(self, i_size: int, few: int) -> bool:
-        """Whether a step of few rows would wait for U to be read."""
-        of_u = i_size * self.gates * self.hidden_size * self.dtype.itemsize
-        return of_u > few << 20 or (few <= 2 and of_u >= 1 << 19)
+    def _bytes_of_u(self, i_size: int) -> int:
+        return i_size * self.gates * self.hidden_size * self.dtype.itemsize
+
+    def _waits(self, i_size: int, few: int, steps: int) -> bool:
+        """Whether so many steps of few rows would wait for U to be read, longer than one product more takes."""
+        of_u, workers = self._bytes_of_u(i_size), get_num_threads()
+        # One row reads at half of the speed of a product, from the second level too: alone 0.76 to 0.83 of the time
+        # from 64 KiB on; an RNN (150, 1, 256, 256), 256 KiB, on two threads 0.88. With less for each of several, a call
+        # may be left with too little to be divided: a GRU (100, 1, 128, 128) took 1.15. Several layers have more Python
+        # around them then (`_small`), and must be longer.
+        enough = WAITED if workers == 1 else 2 * WAITED * workers
+        long = few == 1 and of_u >= enough and of_u * steps >= 1 << (23 if self.num_layers == 1 else 25)
+        return long or of_u > few << 20 or (few <= 2 and of_u >= 1 << 19)
 
     def _table_size(self, rows: int) -> int:
         """Bytes of U x for so many rows of x."""
