@@ -382,18 +382,8 @@ def _bits(dtype: np.dtype) -> tuple[ir.IntType, np.dtype, int, int]:
 
 
 def exp2_integer(n: Any) -> Any:
-    """2**n for an integral float `n` within the exponents of normal numbers (NaN gives anything finite)."""
-    llint, npint, mantissa, bias = _bits(n.dtype)
-    if isinstance(n, Vector):
-        b, vec = n.builder, ir.VectorType(llint, n.lanes)
-        # The magic addition leaves the integer in the low bits: no conversion, which is poison for NaN.
-        magic = 1.5 * 2.0**mantissa
-        i = b.bitcast((n + magic).value, vec)
-        i = b.add(i, ir.Constant(vec, [ir.Constant(llint, bias)] * n.lanes))
-        i = b.shl(i, ir.Constant(vec, [ir.Constant(llint, mantissa)] * n.lanes))
-        return Vector(b, b.bitcast(i, n.value.type), n.dtype)
-    i = (n + n.dtype.type(1.5 * 2.0**mantissa)).view(npint)
-    return ((i + npint.type(bias)) << npint.type(mantissa)).view(n.dtype)
+    """2**n for an integral float `n` within the exponents of normal numbers (NaN gives anything)."""
+    return exponent(n, 1.0)[1]
 
 
 def exponent(x: Any, factor: float, most: float | None = None) -> tuple[Any, Any]:
@@ -402,7 +392,8 @@ def exponent(x: Any, factor: float, most: float | None = None) -> tuple[Any, Any
     A NaN gives NaN and anything.
     """
     llint, npint, mantissa, bias = _bits(x.dtype)
-    # A number at which floats are integers; the addition rounds, and leaves the exponent's bits at the end.
+    # A number at which floats are integers: the addition rounds, and leaves the exponent's bits at the end. No
+    # conversion, which is poison for NaN.
     magic = 1.5 * 2.0**mantissa + bias
     t = fma(x, factor, magic)
     if most is not None:
