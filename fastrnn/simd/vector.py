@@ -7,7 +7,7 @@ two ways:
 - under Numba it is run once, at compile time, on values that write LLVM instructions as they are
   combined (`Vector`, `Mask`, `Index`, `Scalar`). The kernel receives the straight line of vector code; Numba
   sees a single call and has nothing to infer or to vectorise;
-- without JIT it is simply called, on NumPy arrays of the same lanes.
+- without JIT it is simply called, on NumPy arrays of the same lanes, and overflows as silently.
 
 So the equation on the page is the compiled code, and its NumPy twin cannot differ from it.
 
@@ -505,7 +505,8 @@ def pointwise(function: Callable[..., Any]) -> Any:
     It returns nothing or one scalar: `-> float` of the first array's type, `-> np.float64` always that.
     """
     if config.DISABLE_JIT:
-        return function
+        # What the vectors do in silence: sigmoid, for one, is right where its sum overflows.
+        return np.errstate(over="ignore")(function)
 
     defaults = [p.default for p in inspect.signature(function).parameters.values()]
 
