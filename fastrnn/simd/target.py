@@ -26,10 +26,11 @@ def cpu_name() -> str:
 
 # 32 registers of 512 bits, or 16 of 256. Anything older is served by LLVM splitting the 256-bit vectors.
 VECTOR_BYTES = 64 if "avx512f" in features() else 32
+REGISTERS = 32 if VECTOR_BYTES == 64 else 16
 
 # A tile is ROWS x COLS vectors of accumulators. 6 x 4 leaves 8 of 32 registers for the operands; 3 x 4
 # leaves 4 of 16. With 6 x 4 on 16 registers the accumulators spill and the tile runs at a quarter of the speed.
-ROWS = 6 if VECTOR_BYTES == 64 else 3
+ROWS = 6 if REGISTERS == 32 else 3
 COLS = 4
 
 

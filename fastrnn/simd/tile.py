@@ -35,8 +35,8 @@ from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from .._jit import before_loading, kernel
-from .target import COLS, ROWS
-from .vector import _FLOATS, _SUFFIX, I64, Index, Pointer, _splat, lanes, prefetch
+from .target import COLS, REGISTERS, ROWS
+from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, lanes, prefetch
 
 AHEAD = 4  # lines of b
 SOON = 16  # values of k
@@ -122,14 +122,22 @@ def _emit(fn: ir.Function, dtype: np.dtype, rows: int, cols: int) -> None:
             prefetch(Pointer(bld, b_k, dtype), Index(bld, b_stride) * AHEAD + j * n, write=False)
     elif rows > 1:
         prefetch(Pointer(bld, a_k, dtype), Index(bld, soon), write=False)
-    new = []
-    for r in range(rows):
-        x = _splat(bld, bld.load(bld.gep(a_k, [left_of[r]]), align=size), n)
-        new += [bld.call(fma, [x, right[j], acc[r * cols + j]]) for j in range(cols)]
+    # What fewer registers hold stays in them, and the other comes one by one: 3 x 4 takes all of 16. Row by row, with
+    # four lines kept, accumulators were moved through the stack, and the tile ran at half of its speed.
+    by_line = [(r, j) for j in range(cols) for r in range(rows)]
+    left: dict[int, ir.Value] = {}
+    made: dict[tuple[int, int], ir.Value] = {}
+    for r, j in by_line if rows < cols else sorted(by_line):
+        if r not in left:
+            left[r] = _splat(bld, bld.load(bld.gep(a_k, [left_of[r]]), align=size), n)
+        made[r, j] = bld.call(fma, [left[r], right[j], acc[r * cols + j]])
+    new = [made[at] for at in sorted(made)]
     k1, a1, b1 = bld.add(k, one), bld.gep(a_k, [k_stride]), bld.gep(b_k, [b_stride])
     for phi, v in [(k, k1), (a_k, a1), (b_k, b1), *zip(acc, new, strict=True)]:
         phi.add_incoming(v, inner)
-    bld.cbranch(bld.icmp_signed("<", k1, seg), inner, tail)
+    again = bld.cbranch(bld.icmp_signed("<", k1, seg), inner, tail)
+    if rows * cols >= REGISTERS // 2:
+        _unrolled(module, again, 2)
 
     bld = ir.IRBuilder(tail)
     s1, a2 = bld.add(s, one), bld.gep(a_seg, [seg_stride])
@@ -145,6 +153,16 @@ def _emit(fn: ir.Function, dtype: np.dtype, rows: int, cols: int) -> None:
     for p, v in zip(out, result, strict=True):
         bld.store(v, p, align=size)
     bld.ret_void()
+
+
+def _unrolled(module: ir.Module, again: ir.Instruction, times: int) -> None:
+    """Has LLVM write the loop that goes `again` so many times in a row. Left to itself it did so four times for Zen 3,
+    with loads in advance that found no register: 2 x 4 and 3 x 3 ran at 0.93 and 0.9 of their speed.
+    """
+    count = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.count"), ir.Constant(I32, times)])
+    loop = ir.MDValue(module, [], name=str(len(module.metadata)))
+    loop.operands = (loop, count)  # itself first: how LLVM knows one loop's from another's
+    again.set_metadata("llvm.loop", loop)
 
 
 def _shapes(widths: Iterable[int]) -> Any:

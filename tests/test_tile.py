@@ -1,0 +1,41 @@
+"""The register tile by itself: the loop in which nearly all the time is spent keeps everything in registers."""
+
+import platform
+import re
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from helpers import JIT
+from llvmlite import ir
+
+from fastrnn.simd import target, tile
+
+AVX = platform.machine() in ("x86_64", "AMD64") and "avx2" in target.features()
+
+
+def translated(dtype, rows, cols):
+    """The tile's function for this CPU, in assembly."""
+    module = ir.Module()
+    module.triple = llvm.get_process_triple()
+    tile._emit(tile._declare(module, np.dtype(dtype), rows, cols), np.dtype(dtype), rows, cols)
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    features = ",".join("+" + name for name in sorted(target.features()))
+    machine = llvm.Target.from_triple(module.triple).create_target_machine(target.cpu_name(), features, opt=3)
+    code = llvm.parse_assembly(str(module))
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(code, passes)
+    return machine.emit_assembly(code)
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT there are no registers")
+@pytest.mark.skipif(not AVX, reason="reads x86 assembly, with 256 bits or more")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cols", range(1, target.COLS + 1))
+@pytest.mark.parametrize("rows", range(target.ROWS + 1))
+def test_no_vector_on_the_stack(rows, cols, dtype):
+    """Neither an accumulator nor an operand: a tile whose vectors did not fit ran at half of its speed."""
+    vectors = [line for line in translated(dtype, rows, cols).splitlines() if re.search(r"%[yz]mm", line)]
+    assert sum("vfmadd" in line for line in vectors) >= max(1, rows) * cols
+    assert not [line for line in vectors if "(%rsp)" in line]
