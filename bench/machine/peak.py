@@ -1,7 +1,7 @@
 """Multiply-adds per second: fused ones on numbers that stay in registers, as many at a time as keep every unit busy.
 
-Nothing is loaded, nothing waits. It shares no code with the register tile of fastrnn.simd: measured with that, a tile at
-half of the machine's speed was at 100 % of the peak.
+Nothing is loaded, nothing waits. It shares no code with the register tile of fastrnn.simd: measured with that, a tile
+at half of the machine's speed was at 100 % of the peak.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def make(case: Case) -> Job:
 
 @pointwise
 def chains(sums: Any, numbers: Any, repeats: Any) -> None:
-    """CHAINS vectors of `sums`, read and written: `repeats` x LONG times, each times the first vector of `numbers`, plus
-    the second.
-    """
+    """CHAINS vectors of `sums`, written: `repeats` x LONG times a vector of `numbers` times them, plus another."""
     w = lanes(sums)
     factor, term = load(numbers, 0), load(numbers, w)
 

@@ -11,7 +11,7 @@ come in several calls is the same chain as over all of them only if every call t
 from .._jit import SMALL, kernel, part
 from ..simd.sync import turns
 from ..simd.target import COLS, ROWS
-from ..simd.tile import SHARED, tile
+from ..simd.tile import SHARED, tile, tiles_for
 from ..simd.vector import block_of, lanes, lanes_of, pointwise, prefetch, stack
 from .panels import CHUNK, WORK, add_in, add_out, add_rows, copy_in, copy_out, pack_rows, pack_transposed, tiles
 
@@ -163,7 +163,7 @@ def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch
     """The rows of `gradient` that belong to one gate of one panel, in one strip of columns; `after`: where next."""
     lane = lanes_of(scratch)
     column, stride = first * lane, cols * lane
-    blocks = (units + ROWS - 1) // ROWS
+    blocks = tiles_for(units, cols)
     for block in range(blocks):
         r0 = units * block // blocks
         r = units * (block + 1) // blocks - r0

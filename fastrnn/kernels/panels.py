@@ -18,8 +18,8 @@ lengths, longest first, one step after the other without gaps.
 import numpy as np
 
 from .._jit import device, part
-from ..simd.target import COLS, ROWS, VECTOR_BYTES
-from ..simd.tile import tile
+from ..simd.target import COLS, VECTOR_BYTES
+from ..simd.tile import tile, tiles_for
 from ..simd.vector import block_of, greatest, lanes, lanes_of, least, load, pointwise, prefetch, store, transpose
 
 # Values of the summed index that `tiles` takes at a time: 128 KiB of float32 lines.
@@ -102,7 +102,7 @@ def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n
     At most DEPTH values of k at a time for all rows, so that their lines of `b` are read from the second-level cache.
     Row after row over the whole sum was 10 % slower where a panel of `b` does not fit there.
     """
-    blocks = (rows + ROWS - 1) // ROWS  # as equal as possible: 16 rows are 5 + 5 + 6, not 6 + 6 + 4
+    blocks = tiles_for(rows, cols)
     # One row alone: whether its lines are fetched ahead, see simd/tile.py.
     one = 0 if len(b) <= NEAR // VECTOR_BYTES * lanes_of(b) else 1
     if n_seg > 1:

@@ -28,9 +28,9 @@ def cpu_name() -> str:
 VECTOR_BYTES = 64 if "avx512f" in features() else 32
 REGISTERS = 32 if VECTOR_BYTES == 64 else 16
 
-# A tile is ROWS x COLS vectors of accumulators. 6 x 4 leaves 8 of 32 registers for the operands; 3 x 4
-# leaves 4 of 16. With 6 x 4 on 16 registers the accumulators spill and the tile runs at a quarter of the speed.
-ROWS = 6 if REGISTERS == 32 else 3
+# A tile has at most ROWS x COLS vectors of accumulators. 6 x 4 leaves 8 of 32 registers for the operands. Of 16, 4 x 3
+# and 3 x 4 leave 4; see tile.py for 4 x 4. (6 x 4 as 6 x 2 twice took 1.05 to 1.15 of the time.)
+ROWS = 6 if REGISTERS == 32 else 4
 COLS = 4
 
 

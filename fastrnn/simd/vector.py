@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
-from .target import VECTOR_BYTES
+from .target import REGISTERS, VECTOR_BYTES
 
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _FLOATS = {np.dtype("float32"): ir.FloatType(), np.dtype("float64"): ir.DoubleType()}
@@ -195,6 +195,29 @@ def _first(builder: ir.IRBuilder, count: Any, n: int) -> ir.Value:
     return builder.icmp_signed("<", ramp, _splat(builder, _index(count), n))
 
 
+def _whole(
+    builder: ir.IRBuilder, count: Any, n: int, plain: Callable[[], Any], masked: Callable[[], Any]
+) -> ir.Value | None:
+    """What `masked` writes; where 256-bit vectors have no masks of their own, what `plain` does if all `n` lanes count.
+
+    A masked store takes 5 to 8 ns on Zen 3, a plain one 0.6; a masked load 2. An LSTM's gates take 0.65 of the time.
+    """
+    if REGISTERS == 32:
+        return masked()
+    whole = builder.icmp_signed(">=", _index(count), ir.Constant(I64, n))
+    made = []
+    with builder.if_else(whole, likely=True) as branches:
+        for branch, write in zip(branches, (plain, masked), strict=True):
+            with branch:
+                made.append((write(), builder.block))
+    if made[0][0].type == ir.VoidType():
+        return None
+    result = builder.phi(made[0][0].type)
+    for value, block in made:
+        result.add_incoming(value, block)
+    return result
+
+
 # ---------------------------------------------------------------------------------------------------
 # Operations. Each has its compiled form first and its NumPy twin second.
 # ---------------------------------------------------------------------------------------------------
@@ -209,9 +232,12 @@ def load(a: Any, off: Any, count: Any = None, n: int | None = None, fill: float 
         if count is None:
             return Vector(b, b.load(p, align=a.dtype.itemsize), a.dtype)
         past = ir.Constant(vec, [_constant(fill, a.dtype)] * n)
-        args = [p, ir.Constant(I32, a.dtype.itemsize), _first(b, count, n), past]
-        name = f"llvm.masked.load.v{n}{_SUFFIX[a.dtype]}.p0"
-        return Vector(b, _call(b, name, vec, args), a.dtype)
+
+        def masked() -> ir.Value:
+            args = [p, ir.Constant(I32, a.dtype.itemsize), _first(b, count, n), past]
+            return _call(b, f"llvm.masked.load.v{n}{_SUFFIX[a.dtype]}.p0", vec, args)
+
+        return Vector(b, _whole(b, count, n, lambda: b.load(p, align=a.dtype.itemsize), masked), a.dtype)
     v = np.full(n, fill, a.dtype)
     count = n if count is None else max(0, min(count, n))
     v[:count] = a.reshape(-1)[off : off + count]
@@ -230,8 +256,12 @@ def store(a: Any, off: Any, v: Any, count: Any = None) -> None:
         if count is None:
             b.store(v.value, p, align=size)
             return
-        args = [v.value, p, ir.Constant(I32, size), _first(b, count, v.lanes)]
-        _call(b, f"llvm.masked.store.v{v.lanes}{_SUFFIX[a.dtype]}.p0", ir.VoidType(), args)
+
+        def masked() -> None:
+            args = [v.value, p, ir.Constant(I32, size), _first(b, count, v.lanes)]
+            _call(b, f"llvm.masked.store.v{v.lanes}{_SUFFIX[a.dtype]}.p0", ir.VoidType(), args)
+
+        _whole(b, count, v.lanes, lambda: b.store(v.value, p, align=size), masked)
         return
     count = len(v) if count is None else max(0, min(count, len(v)))
     a.reshape(-1)[off : off + count] = v[:count]
