@@ -184,27 +184,40 @@ def unless_clamped(dcn, c, form):
 
 
 @pointwise
-def cell(z, z_off, c0, c0_off, c, c_off, h, h_off, count, p, p_off, form, coupled, gates=None, g_off=0):
-    """z (4W): pre-activations, read. c' read; c, h written (count of W).
+def cell(z, z_off, c0, c0_off, c, c_off, count, p, p_off, form, coupled, gates=None, g_off=0):
+    """As far as c. z (4W): pre-activations, read. c' read; c written (count of W).
 
     p : peepholes (3W), i f o, read, or None
-    gates : for training, i f g o written, a block apart
+    gates : for training, i f g written, a block apart
     """
     w = lanes(z)
     cp = load(c0, c0_off, count)
-    z_i, *z_f, z_g, z_o = (load(z, z_off + k * w) for k in range(gates_for(coupled)))
+    z_i, *z_f, z_g = (load(z, z_off + k * w) for k in range(gates_for(coupled) - 1))
     if p is not None:
-        p_i, *p_f, p_o = (load(p, p_off + k * w) for k in range(gates_for(coupled) - 1))
+        p_i, *p_f = (load(p, p_off + k * w) for k in range(gates_for(coupled) - 2))
         z_i, z_f = fma(p_i, cp, z_i), [fma(p_f[0], cp, z_f[0])] if z_f else []
     i, f, g, cn = opened(z_i, z_f, z_g, cp, form)
-    if p is not None:
-        z_o = fma(p_o, cn, z_o)
-    o = squash(z_o, form)
     store(c, c_off, cn, count)
+    if gates is not None:
+        for k, gate in enumerate((i, f, g) if z_f else (i, g)):
+            store(gates, g_off + k * block(gates), gate)
+
+
+@pointwise
+def cell_output(z, z_off, c, c_off, h, h_off, count, p, p_off, form, coupled, gates=None, g_off=0):
+    """The rest, from c, read: h written (count of W), o written. Otherwise as `cell`.
+
+    A loop of its own over the rows: one after the other, c, o and h of a row wait for each other for longer than a
+    processor looks ahead.
+    """
+    w, last = lanes(z), gates_for(coupled) - 1
+    cn, z_o = load(c, c_off, count), load(z, z_off + last * w)
+    if p is not None:
+        z_o = fma(load(p, p_off + (last - 1) * w), cn, z_o)
+    o = squash(z_o, form)
     store(h, h_off, o * function(form, OF_CELL)[0](cn), count)
     if gates is not None:
-        for k, gate in enumerate((i, f, g, o) if z_f else (i, g, o)):
-            store(gates, g_off + k * block(gates), gate)
+        store(gates, g_off + last * block(gates), o)
 
 
 @pointwise
@@ -513,20 +526,26 @@ def forward_item(
                 tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
             else:
                 tiles(z, 0, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
+        p_at = unit * (number - 1)
         for k in range(rows):
             r = inwards(k, rows)
-            z_at = r * line
+            z_at, g_at = r * line, tape_at(w, panel, total, n + r0 + r)
             c0_at = ((before if training else 0) + r0 + r) * h_size + unit
             c_at = (c_row + r0 + r) * h_size + unit
-            to_at = (to_row + r0 + r) * to_line + unit
-            g_at = tape_at(w, panel, total, n + r0 + r)
-            p_at = unit * (number - 1)
             if full is not None:
                 cell_open(z, z_at, c0, c0_at, c, c_at, gates, g_at, count, form, coupled)
             elif training:
-                cell(z, z_at, c0, c0_at, c, c_at, to, to_at, count, peep, p_at, form, coupled, gates, g_at)
+                cell(z, z_at, c0, c0_at, c, c_at, count, peep, p_at, form, coupled, gates, g_at)
             else:
-                cell(z, z_at, c0, c0_at, c, c_at, to, to_at, count, peep, p_at, form, coupled)
+                cell(z, z_at, c0, c0_at, c, c_at, count, peep, p_at, form, coupled)
+        for k in range(rows if full is None else 0):
+            r = inwards(k, rows)
+            z_at, g_at = r * line, tape_at(w, panel, total, n + r0 + r)
+            c_at, to_at = (c_row + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
+            if training:
+                cell_output(z, z_at, c, c_at, to, to_at, count, peep, p_at, form, coupled, gates, g_at)
+            else:
+                cell_output(z, z_at, c, c_at, to, to_at, count, peep, p_at, form, coupled)
 
 
 @part

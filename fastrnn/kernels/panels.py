@@ -19,7 +19,7 @@ import numpy as np
 
 from .._jit import device, part
 from ..simd.target import COLS, VECTOR_BYTES
-from ..simd.tile import tile, tiles_for
+from ..simd.tile import AHEAD, tile, tiles_for
 from ..simd.vector import block_of, greatest, lanes, lanes_of, least, load, pointwise, prefetch, store, transpose
 
 # Values of the summed index that `tiles` takes at a time: 128 KiB of float32 lines.
@@ -104,7 +104,7 @@ def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n
     """
     blocks = tiles_for(rows, cols)
     # One row alone: whether its lines are fetched ahead, see simd/tile.py.
-    one = 0 if len(b) <= NEAR // VECTOR_BYTES * lanes_of(b) else 1
+    one = 0 if AHEAD and len(b) <= NEAR // VECTOR_BYTES * lanes_of(b) else 1
     if n_seg > 1:
         several = max(1, DEPTH // seg)
         for s in range(0, n_seg, several):

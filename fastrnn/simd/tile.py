@@ -16,7 +16,8 @@ elements lie in panels.
 A tile of one row reads a line of `b` for every line of multiply-adds. Where `b` is in the second-level cache it waits
 for that, unless lines are fetched AHEAD: 0 rows stand for one row that does so. A step of an LSTM with H = 128 takes
 0.8 of the time, a sequence with H = 256 0.9; but 1.1 to 1.3 where `b` comes from the third level, H = 1024 (the
-benchmark's lstm-step-B1-H128, lstm-infer-150x1x256x256 and lstm-infer-25x1x1024x1024, with and without).
+benchmark's lstm-step-B1-H128, lstm-infer-150x1x256x256 and lstm-infer-25x1x1024x1024, with and without). With 256-bit
+vectors, half a line of the cache each, the tile took 1.2 of the time so on Zen 3, and there is none.
 
 Where `a` has a line for every `k`, forth or back, one that comes SOON is fetched: 0.95 of the time of a gradient at
 (T, B, I, H) = (150, 16, 256, 256), 0.98 at (25, 128, 1024, 1024). (Lines of `b`, 8 to 32 of them ahead: 1.0 to 1.05 of
@@ -38,9 +39,10 @@ from .._jit import before_loading, device, kernel
 from .target import COLS, REGISTERS, ROWS
 from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, lanes, prefetch
 
-AHEAD = 4  # lines of b
+AHEAD = 4 if REGISTERS == 32 else 0  # lines of b, or none
 SOON = 16  # values of k
 FEW = 1  # rows of a tile that takes no longer than its call
+HEIGHTS = range(0 if AHEAD else 1, ROWS + 1)
 
 # Whose the functions of so few rows are: every kernel's OWN, or SHARED as the others. Sequences of one row take 1.08 of
 # the time if they are shared; a kernel with its own takes 0.1 s more to compile.
@@ -198,7 +200,7 @@ def _shapes(widths: Iterable[int]) -> Any:
         dtype = np.dtype(str(a.dtype))
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
-            for r in range(ROWS + 1):
+            for r in HEIGHTS:
                 for k in widths:
                     _emit(_declare(builder.module, dtype, r, k), dtype, r, k)
             return context.get_dummy_value()
@@ -232,7 +234,7 @@ def _tile(
         shape = builder.add(builder.mul(values[3], ir.Constant(I64, COLS + 1)), width)
         after = builder.append_basic_block("tile.after")
         switch = builder.switch(shape, after)
-        for r in range(ROWS + 1):
+        for r in HEIGHTS:
             for k in wanted:
                 block = builder.append_basic_block(f"tile.{r}x{k}")
                 switch.add_case(ir.Constant(I64, r * (COLS + 1) + k), block)
