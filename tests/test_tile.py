@@ -2,6 +2,7 @@
 
 import platform
 import re
+from itertools import pairwise
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -39,3 +40,14 @@ def test_no_vector_on_the_stack(rows, cols, dtype):
     vectors = [line for line in translated(dtype, rows, cols).splitlines() if re.search(r"%[yz]mm", line)]
     assert sum("vfmadd" in line for line in vectors) >= max(1, rows) * cols
     assert not [line for line in vectors if "(%rsp)" in line]
+
+
+@pytest.mark.parametrize("cols", range(1, target.COLS + 1))
+def test_tiles_for_any_number_of_rows(cols):
+    """No tile is taller than there is a function for, and none has no rows."""
+    tiles_for = getattr(tile.tiles_for, "py_func", tile.tiles_for)  # without JIT it is the function itself
+    assert tiles_for(0, cols) == 0
+    for rows in range(1, 200):
+        count = tiles_for(rows, cols)
+        ends = [rows * k // count for k in range(count + 1)]
+        assert all(1 <= b - a <= target.ROWS for a, b in pairwise(ends))
