@@ -184,7 +184,7 @@ def unless_clamped(dcn, c, form):
 
 
 @pointwise
-def cell(z, z_off, c0, c0_off, c, c_off, count, p, p_off, form, coupled, gates=None, g_off=0):
+def cell_open(z, z_off, c0, c0_off, c, c_off, count, p, p_off, form, coupled, gates=None, g_off=0):
     """As far as c. z (4W): pre-activations, read. c' read; c written (count of W).
 
     p : peepholes (3W), i f o, read, or None
@@ -204,20 +204,21 @@ def cell(z, z_off, c0, c0_off, c, c_off, count, p, p_off, form, coupled, gates=N
 
 
 @pointwise
-def cell_output(z, z_off, c, c_off, h, h_off, count, p, p_off, form, coupled, gates=None, g_off=0):
-    """The rest, from c, read: h written (count of W), o written. Otherwise as `cell`.
+def cell_close(z, z_off, c, c_off, h, h_off, count, p, p_off, form, gates=None, g_off=0):
+    """The rest. z (W): z_o, read. c read; h written (count of W).
 
-    A loop of its own over the rows: one after the other, c, o and h of a row wait for each other for longer than a
-    processor looks ahead.
+    p : peepholes (W) of o, read, or None
+    gates : for training, o written
     """
-    w, last = lanes(z), gates_for(coupled) - 1
-    cn, z_o = load(c, c_off, count), load(z, z_off + last * w)
+    # In a loop of its own over the rows: one after the other, c, o and h of a row wait for each other for longer than a
+    # processor looks ahead. The gates took 1.2 of the time on Zen 3.
+    cn, z_o = load(c, c_off, count), load(z, z_off)
     if p is not None:
-        z_o = fma(load(p, p_off + (last - 1) * w), cn, z_o)
+        z_o = fma(load(p, p_off), cn, z_o)
     o = squash(z_o, form)
     store(h, h_off, o * function(form, OF_CELL)[0](cn), count)
     if gates is not None:
-        store(gates, g_off + last * block(gates), o)
+        store(gates, g_off, o)
 
 
 @pointwise
@@ -244,25 +245,6 @@ def cell_backward(z, z_off, dh, dh_off, c0, c0_off, c, c_off, dc, dc_off, count,
     store(dc, dc_off, dcp, count)
     for k, d in enumerate((*dz, dz_o)):
         store(z, z_off + k * unit, d)
-
-
-@pointwise
-def cell_open(z, z_off, c0, c0_off, c, c_off, gates, g_off, count, form, coupled):
-    """`cell` as far as c, for full peepholes, whose products are in z; z_o is left where o belongs."""
-    w = lanes(z)
-    z_i, *z_f, z_g, z_o = (load(z, z_off + k * w) for k in range(gates_for(coupled)))
-    i, f, g, cn = opened(z_i, z_f, z_g, load(c0, c0_off, count), form)
-    store(c, c_off, cn, count)
-    for k, gate in enumerate((i, f, g, z_o) if z_f else (i, g, z_o)):
-        store(gates, g_off + k * block(gates), gate)
-
-
-@pointwise
-def cell_close(z, z_off, c, c_off, h, h_off, gates, g_off, count, form):
-    """The rest: z (W), the whole of z_o, read; o and h written."""
-    o = squash(load(z, z_off), form)
-    store(gates, g_off, o)
-    store(h, h_off, o * function(form, OF_CELL)[0](load(c, c_off, count)), count)
 
 
 @pointwise
@@ -331,7 +313,7 @@ def cell_open_norm(
     v, v_off, stats, s_off, x, x_off, x_line, gain, gain_off, b, b_off, c0, c0_off, c, c_off, count, p, p_off, form,
     coupled, gates, g_off,
 ):  # fmt: skip
-    """`cell` as far as c. v : read, overwritten by v^
+    """`cell_open` with normalisation. v : read, overwritten by v^
 
     stats : mean and, CHUNK further, 1 / sqrt(..) of the row's W h', read
     b : biases (4W), read
@@ -526,26 +508,27 @@ def forward_item(
                 tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
             else:
                 tiles(z, 0, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
-        p_at = unit * (number - 1)
+        p_at, last = unit * (number - 1), number - 1
         for k in range(rows):
             r = inwards(k, rows)
             z_at, g_at = r * line, tape_at(w, panel, total, n + r0 + r)
             c0_at = ((before if training else 0) + r0 + r) * h_size + unit
             c_at = (c_row + r0 + r) * h_size + unit
-            if full is not None:
-                cell_open(z, z_at, c0, c0_at, c, c_at, gates, g_at, count, form, coupled)
-            elif training:
-                cell(z, z_at, c0, c0_at, c, c_at, count, peep, p_at, form, coupled, gates, g_at)
+            if training:
+                cell_open(z, z_at, c0, c0_at, c, c_at, count, peep, p_at, form, coupled, gates, g_at)
             else:
-                cell(z, z_at, c0, c0_at, c, c_at, count, peep, p_at, form, coupled)
+                cell_open(z, z_at, c0, c0_at, c, c_at, count, peep, p_at, form, coupled)
+            if full is not None:  # z_o is left where o belongs
+                copy_in(gates, g_at + last * block_of(w), z, z_at + last * lane, lane)
+        p_at += (last - 1) * lane
         for k in range(rows if full is None else 0):
             r = inwards(k, rows)
-            z_at, g_at = r * line, tape_at(w, panel, total, n + r0 + r)
+            z_at, g_at = r * line + last * lane, tape_at(w, panel, total, n + r0 + r) + last * block_of(w)
             c_at, to_at = (c_row + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
             if training:
-                cell_output(z, z_at, c, c_at, to, to_at, count, peep, p_at, form, coupled, gates, g_at)
+                cell_close(z, z_at, c, c_at, to, to_at, count, peep, p_at, form, gates, g_at)
             else:
-                cell_output(z, z_at, c, c_at, to, to_at, count, peep, p_at, form, coupled)
+                cell_close(z, z_at, c, c_at, to, to_at, count, peep, p_at, form)
 
 
 @part
@@ -566,7 +549,7 @@ def output_item(
         for r in range(rows):
             g_at = tape_at(z, panel, total, n + r0 + r) + o_at
             c_at, to_at = (c_row + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
-            cell_close(z, r * lane, c, c_at, to, to_at, gates, g_at, h_size - unit, form)
+            cell_close(z, r * lane, c, c_at, to, to_at, h_size - unit, None, 0, form, gates, g_at)
 
 
 @device
