@@ -67,9 +67,7 @@ class Peak(Job):
     how = "multiply-adds in registers"
 
     def __init__(self, dtype: str) -> None:
-        from fastrnn.simd.target import lanes
-
-        width = lanes(dtype)
+        width = lanes(np.empty(0, dtype))
 
         def share() -> tuple[Any, ...]:
             return np.zeros(CHAINS * width, dtype), np.repeat([0.5, 1.0], width).astype(dtype)  # towards 2

@@ -17,7 +17,7 @@ A tile of one row reads a line of `b` for every line of multiply-adds. Where `b`
 for that, unless lines are fetched AHEAD: 0 rows stand for one row that does so. A step of an LSTM with H = 128 takes
 0.8 of the time, a sequence with H = 256 0.9; but 1.1 to 1.3 where `b` comes from the third level, H = 1024 (the
 benchmark's lstm-step-B1-H128, lstm-infer-150x1x256x256 and lstm-infer-25x1x1024x1024, with and without). With 256-bit
-vectors, half a line of the cache each, the tile took 1.2 of the time so on Zen 3, and there is none.
+vectors, half a line of the cache each, lstm-infer-672x1x32x32 took 1.2 of the time so on Zen 3, and there is none.
 
 Where `a` has a line for every `k`, forth or back, one that comes SOON is fetched: 0.95 of the time of a gradient at
 (T, B, I, H) = (150, 16, 256, 256), 0.98 at (25, 128, 1024, 1024). (Lines of `b`, 8 to 32 of them ahead: 1.0 to 1.05 of
@@ -184,9 +184,9 @@ def _pass(fn: ir.Function, entry: ir.IRBuilder, dtype: np.dtype, rows: int, firs
 
 
 def _unrolled(module: ir.Module, again: ir.Instruction, times: int) -> None:
-    """Has LLVM write the loop that goes `again` so many times in a row. Left to itself it did so four times for Zen 3,
-    with loads in advance that found no register: 2 x 4 and 3 x 3 ran at 0.93 and 0.9 of their speed.
-    """
+    """Has LLVM write the loop that goes `again` so many times in a row."""
+    # Left to itself it did so four times for Zen 3, with loads in advance that found no register: 2 x 4 and 3 x 3 ran
+    # at 0.93 and 0.9 of their speed.
     count = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.count"), ir.Constant(I32, times)])
     loop = ir.MDValue(module, [], name=str(len(module.metadata)))
     loop.operands = (loop, count)  # itself first: how LLVM knows one loop's from another's
