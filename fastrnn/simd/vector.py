@@ -236,8 +236,8 @@ def store(a: Any, off: Any, v: Any, count: Any = None) -> None:
             _call(b, name, ir.VoidType(), args)
             return
         # 256-bit vectors have no masks of their own: a masked store takes 5 to 8 ns on Zen 3, a plain one 0.6, and an
-        # LSTM's gates 0.65 of the time. (Loads take 2 and 0.6: training 0.95 to 1.04 of the time, but 1 s more of a cold
-        # training step's 9.)
+        # LSTM's gates 0.65 of the time. (Loads take 2 and 0.6: training 0.95 to 1.04 of the time, but 1 s more of a
+        # cold training step's 9.)
         whole = b.icmp_signed(">=", _index(count), ir.Constant(I64, v.lanes))
         with b.if_else(whole, likely=True) as (then, otherwise):
             with then:
