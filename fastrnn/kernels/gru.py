@@ -272,12 +272,12 @@ def forward_item(
                     copy_in(y, r * line + g * lane, table, source, count)
         else:
             x_at = (n + r0) * i_size
-            tiles(y, 0, line, rows, 3, x, x_at, i_size, i_size, 0, 1, w, u_at, GATES * lane, OWN)
+            tiles(y, 0, line, rows, 3, x, x_at, i_size, i_size, 0, 1, w, u_at, OWN)
         h0_at, hw_at = (before + r0) * h_line, (before + r0) * hw_line
         if wn is None:
-            tiles(y, lane, line, rows, 3, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, GATES * lane, OWN)
+            tiles(y, lane, line, rows, 3, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, OWN)
         else:
-            tiles(y, lane, line, rows, 2, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, 2 * lane, OWN)
+            tiles(y, lane, line, rows, 2, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, OWN)
         for k in range(rows):
             r = inwards(k, rows)
             from_at, to_at = h0_at + r * h_line + unit, (after + r0 + r) * h_line + unit
@@ -301,7 +301,7 @@ def candidate_item(row0, row1, panel, before, after, kept, kept_rows, h_size, h_
         for r in range(rows):
             copy_in(y, r * lane, gates, tape_at(wn, panel, kept_rows, kept + r0 + r), lane)
         tiles(
-            y, 0, lane, rows, 1, s, (kept + r0) * h_size, h_size, h_size, 0, 1, wn, panel * h_size * lane, lane, OWN
+            y, 0, lane, rows, 1, s, (kept + r0) * h_size, h_size, h_size, 0, 1, wn, panel * h_size * lane, OWN
         )  # fmt: skip
         for r in range(rows):
             from_at, to_at = (before + r0 + r) * h_line + unit, (after + r0 + r) * h_line + unit
@@ -338,7 +338,7 @@ def backward_item(
         left = (ahead + r0) * TAPE * size + size
         tiles(
             dh, 0, stride, going, cols, next_a, left, TAPE * size, seg, next_rows * TAPE * size, blocks,
-            wt, first * lane * blocks * seg, stride, SHARED,
+            wt, first * lane * blocks * seg, SHARED,
         )  # fmt: skip
         if drop is not None:
             drop_out_backward(r0, going, first, cols, h_size, drop, dh)
@@ -382,7 +382,7 @@ def reset_item_backward(row0, row1, q, n, before, total, h_size, h_line, wnt, h,
                 copy_in(ds, r * stride + k * lane, dh0, 0, 0)
         tiles(
             ds, 0, stride, rows, cols, a, (n + r0) * TAPE * size, TAPE * size, size, total * TAPE * size, blocks,
-            wnt, first * lane * blocks * size, stride, SHARED,
+            wnt, first * lane * blocks * size, SHARED,
         )  # fmt: skip
         if drop is not None:  # s = r (drop h')
             drop_out_backward(r0, rows, first, cols, h_size, drop, ds)
@@ -417,7 +417,7 @@ def product_item_norm(
                 for k in range(0, rows * line, lane):
                     copy_in(y, k, v, 0, 0)
                 w_at = panel * (TAPE + GATES * h_size) * lane + TAPE * lane
-                tiles(y, 0, line, rows, 3, h, (before + r0) * h_line, h_line, h_size, 0, 1, w, w_at, line, OWN)
+                tiles(y, 0, line, rows, 3, h, (before + r0) * h_line, h_line, h_size, 0, 1, w, w_at, OWN)
                 for r in range(rows):
                     v_at = tape_at(w, panel, kept_rows, kept + r0 + r) + size
                     for g in range(GATES):

@@ -93,6 +93,7 @@ from .panels import (
     steps_of_item,
     tape_at,
     tiles,
+    tiles_of_two,
 )
 from .writing import places, write_item
 
@@ -477,7 +478,6 @@ def forward_item(
     training = flags & TRAINING
     at = panel * (1 + i_size + o_size) * w_line
     u_at = at + w_line
-    w_at = u_at + i_size * w_line
     unit = panel * lane
     count = h_size - unit
     for r0 in range(row0, row1, CHUNK):
@@ -497,17 +497,15 @@ def forward_item(
         for r in range(rows if rows > 1 and not training else 0):
             fetch(to, (to_row + r0 + r) * to_line + unit)
         if coupled is None:  # with INDEXED i_size is 0
-            tiles(z, 0, line, rows, 4, x, x_at, i_size, i_size, 0, 1, w, u_at, w_line, OWN)
-            tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line, OWN)
+            tiles_of_two(z, 0, line, rows, 4, x, x_at, i_size, i_size, h0, h0_at, h_line, o_size, w, u_at, OWN)
         else:
-            tiles(z, 0, line, rows, 3, x, x_at, i_size, i_size, 0, 1, w, u_at, w_line, OWN)
-            tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line, OWN)
+            tiles_of_two(z, 0, line, rows, 3, x, x_at, i_size, i_size, h0, h0_at, h_line, o_size, w, u_at, OWN)
         if full is not None:
-            p_at, p_line = panel * (number - 1) * h_size * lane, (number - 2) * lane
+            p_at = panel * (number - 1) * h_size * lane
             if coupled is None:
-                tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
+                tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, SHARED)
             else:
-                tiles(z, 0, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, p_line, SHARED)
+                tiles(z, 0, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, SHARED)
         p_at, last = unit * (number - 1), number - 1
         for k in range(rows):
             r = inwards(k, rows)
@@ -545,7 +543,7 @@ def output_item(
         rows = min(CHUNK, row1 - r0)
         for r in range(rows):
             copy_in(z, r * lane, gates, tape_at(z, panel, total, n + r0 + r) + o_at, lane)
-        tiles(z, 0, lane, rows, 1, c, (c_row + r0) * h_size, h_size, h_size, 0, 1, full, p_at, lane, SHARED)
+        tiles(z, 0, lane, rows, 1, c, (c_row + r0) * h_size, h_size, h_size, 0, 1, full, p_at, SHARED)
         for r in range(rows):
             g_at = tape_at(z, panel, total, n + r0 + r) + o_at
             c_at, to_at = (c_row + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
@@ -578,9 +576,9 @@ def product_item_norm(
                         copy_in(z, r * line + g * lane, v, 0, 0)
                 w_at = (panel * (1 + o_size) + 1) * w_line
                 if coupled is None:
-                    tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line, OWN)
+                    tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, OWN)
                 else:
-                    tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, w_line, OWN)
+                    tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, OWN)
                 for r in range(rows):
                     v_at = tape_at(w, panel, kept_rows, kept + r0 + r)
                     for g in range(number):
@@ -666,7 +664,7 @@ def projection_item(row0, row1, q, after, h_size, o_size, h_line, wr, m, m_row, 
         for k in range(0, rows * stride, lane):
             copy_in(z, k, m, 0, 0)
         m_at = (m_row + r0) * h_size
-        tiles(z, 0, stride, rows, cols, m, m_at, h_size, h_size, 0, 1, wr, first * lane * h_size, stride, SHARED)
+        tiles(z, 0, stride, rows, cols, m, m_at, h_size, h_size, 0, 1, wr, first * lane * h_size, SHARED)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
@@ -698,7 +696,7 @@ def arriving(
             copy_in(dh, r * stride + k * lane, dh0, (r0 + r) * o_size + unit, o_size - unit if r >= going else 0)
     left = (ahead + r0) * z_line
     wt_at = first * lane * blocks * seg
-    tiles(dh, 0, stride, going, cols, z, left, z_line, seg, total * z_line, blocks, wt, wt_at, stride, SHARED)
+    tiles(dh, 0, stride, going, cols, z, left, z_line, seg, total * z_line, blocks, wt, wt_at, SHARED)
     if drop is not None:
         drop_out_backward(r0, going, first, cols, o_size, drop, dh)
     if keep is not None:
@@ -768,7 +766,7 @@ def backward_item(
             for k in range(0, rows * stride, lane):
                 copy_in(dh, k, dhs, 0, 0)
             wrt_at = first * lane * o_size
-            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, stride, SHARED)
+            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, SHARED)
         if full is not None:
             going = max(0, min(rows, following - r0))
             seg = (number - 2) * size
@@ -837,7 +835,7 @@ def add_product(dc, r0, first, cols, rows, h_size, z, left, seg, total, blocks, 
             unit = (first + k) * lane
             copy_in(work, at + r * stride + k * lane, dc, (r0 + r) * h_size + unit, h_size - unit)
     z_line = GATES * block_of(p)
-    tiles(work, at, stride, rows, cols, z, left, z_line, seg, total * z_line, blocks, p, p_at, stride, SHARED)
+    tiles(work, at, stride, rows, cols, z, left, z_line, seg, total * z_line, blocks, p, p_at, SHARED)
     for r in range(rows):
         for k in range(cols):
             unit = (first + k) * lane
@@ -867,7 +865,7 @@ def close_item_norm_backward(
             for k in range(0, rows * stride, lane):
                 copy_in(dh, k, dhs, 0, 0)
             wrt_at = first * lane * o_size
-            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, stride, SHARED)
+            tiles(dh, 0, stride, rows, cols, dhs, (n + r0) * o_size, o_size, o_size, 0, 1, wrt, wrt_at, SHARED)
         for k in range(cols):
             panel, unit = first + k, (first + k) * lane
             count = h_size - unit

@@ -11,7 +11,7 @@ come in several calls is the same chain as over all of them only if every call t
 from .._jit import SMALL, kernel, part
 from ..simd.sync import turns
 from ..simd.target import COLS, ROWS
-from ..simd.tile import SHARED, tile, tiles_for
+from ..simd.tile import SHARED, tiles_for, turned
 from ..simd.vector import block_of, lanes, lanes_of, pointwise, prefetch, stack
 from .panels import CHUNK, WORK, add_in, add_out, add_rows, copy_in, copy_out, pack_rows, pack_transposed, tiles
 
@@ -38,7 +38,7 @@ def product_item(
                     column = (v + k) * lane
                     copy_in(c, r * stride + k * lane, bias, column, len(bias) - column)
             b_at, left = v * lane * seg * n_seg, r0 * r_stride
-            tiles(c, 0, stride, count, cols, a, left, r_stride, seg, seg_stride, n_seg, packed, b_at, stride, SHARED)
+            tiles(c, 0, stride, count, cols, a, left, r_stride, seg, seg_stride, n_seg, packed, b_at, SHARED)
             for r in range(count):
                 for k in range(cols):
                     column = (v + k) * lane
@@ -171,12 +171,12 @@ def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch
         if column + stride <= columns:
             last = block == blocks - 1
             prefetch_tile(out, after if last else at + r * columns, columns)
-            tile(out, at, columns, r, cols, a, left + r0, 1, depth, 0, k_stride, 1, scratch, strip, stride, SHARED)
+            turned(out, at, columns, r, cols, a, left + r0, k_stride, depth, scratch, strip)
             continue
         for j in range(r):
             for k in range(0, stride, lane):
                 copy_in(scratch, tail + j * stride + k, out, at + j * columns + k, columns - column - k)
-        tile(scratch, tail, stride, r, cols, a, left + r0, 1, depth, 0, k_stride, 1, scratch, strip, stride, SHARED)
+        turned(scratch, tail, stride, r, cols, a, left + r0, k_stride, depth, scratch, strip)
         for j in range(r):
             for k in range(0, stride, lane):
                 copy_out(out, at + j * columns + k, scratch, tail + j * stride + k, columns - column - k)

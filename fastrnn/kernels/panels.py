@@ -93,37 +93,54 @@ def add_rows(to, to_off, source, source_off, count):
     store(to, to_off, load(to, to_off, count) + load(source, source_off, count), count)
 
 
-@part
-def tiles(c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, n_seg, b, b_off, line, own):
-    """c[r, :] += sum over k of a[r, k] b[k, :] for any number of rows; `a` as in simd/tile.py with kstride 1.
+@device
+def one_row(b):
+    """How `tile` is told of one row alone: whether its lines are fetched ahead, see simd/tile.py."""
+    return 0 if AHEAD and len(b) <= NEAR // VECTOR_BYTES * lanes_of(b) else 1
 
-    own : OWN or SHARED, see there
+
+@part
+def tiles_of_two(c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, depth, b, b_off, own):
+    """c[r, :] += sum over k of x[r, k] b[k, :], then of a[r, k] and the lines after those, for any number of rows.
+
+    own : OWN or SHARED, see simd/tile.py
 
     At most DEPTH values of k at a time for all rows, so that their lines of `b` are read from the second-level cache.
-    Row after row over the whole sum was 10 % slower where a panel of `b` does not fit there.
+    Row after row over the whole sum was 10 % slower where a panel of `b` does not fit there. One call of `tile` takes
+    what it can of both: to begin and to end takes as long as 10 values of k.
     """
-    blocks = tiles_for(rows, cols)
-    # One row alone: whether its lines are fetched ahead, see simd/tile.py.
-    one = 0 if AHEAD and len(b) <= NEAR // VECTOR_BYTES * lanes_of(b) else 1
-    if n_seg > 1:
-        several = max(1, DEPTH // seg)
-        for s in range(0, n_seg, several):
-            for block in range(blocks):
-                r = rows * block // blocks
-                count = one if rows == 1 else rows * (block + 1) // blocks - r
-                tile(
-                    c, c_off + r * c_stride, c_stride, count, cols,
-                    a, a_off + r * r_stride + s * seg_stride, r_stride, seg, seg_stride, 1, min(several, n_seg - s),
-                    b, b_off + s * seg * line, line, own,
-                )  # fmt: skip
-        return
-    for k in range(0, seg, DEPTH):
+    line, blocks = cols * lanes_of(b), tiles_for(rows, cols)
+    for k in range(0, x_depth + depth, DEPTH):
+        begin = max(0, k - x_depth)
+        more = max(0, min(depth, k + DEPTH - x_depth) - begin)
         for block in range(blocks):
             r = rows * block // blocks
-            count = one if rows == 1 else rows * (block + 1) // blocks - r
+            count = one_row(b) if rows == 1 else rows * (block + 1) // blocks - r
             tile(
                 c, c_off + r * c_stride, c_stride, count, cols,
-                a, a_off + r * r_stride + k, r_stride, min(DEPTH, seg - k), 0, 1, 1, b, b_off + k * line, line, own,
+                x, x_off + r * x_stride + k, x_stride, min(DEPTH, x_depth - k),
+                a, a_off + r * stride + begin, stride, more, 0, min(more, 1), b, b_off + k * line, own,
+            )  # fmt: skip
+
+
+@part
+def tiles(c, c_off, c_stride, rows, cols, a, a_off, stride, seg, seg_stride, n_seg, b, b_off, own):
+    """The same for one array, which may be in segments: a[r, k] at a_off + r * stride + k // seg * seg_stride +
+    k % seg.
+    """
+    if n_seg == 1:
+        tiles_of_two(c, c_off, c_stride, rows, cols, a, a_off, 0, 0, a, a_off, stride, seg, b, b_off, own)
+        return
+    line, blocks = cols * lanes_of(b), tiles_for(rows, cols)
+    several = max(1, DEPTH // seg)
+    for s in range(0, n_seg, several):
+        for block in range(blocks):
+            r = rows * block // blocks
+            count = one_row(b) if rows == 1 else rows * (block + 1) // blocks - r
+            tile(
+                c, c_off + r * c_stride, c_stride, count, cols, a, a_off, 0, 0,
+                a, a_off + r * stride + s * seg_stride, stride, seg, seg_stride, min(several, n_seg - s),
+                b, b_off + s * seg * line, own,
             )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ from .panels import (
     rows_of,
     steps_of_item,
     tiles,
+    tiles_of_two,
 )
 from .writing import places, write_item
 
@@ -140,10 +141,8 @@ def forward_item(
                     copy_in(z, to, table, row * h_size + unit, h_size - unit)
                 else:
                     copy_in(z, to, w, at + k * lane, lane)
-        if not flags & INDEXED:
-            tiles(z, 0, line, rows, cols, x, (n + r0) * i_size, i_size, i_size, 0, 1, w, at + line, line, OWN)
-        w_at = at + line * (1 + i_size)
-        tiles(z, 0, line, rows, cols, h0, (previous + r0) * h0_line, h0_line, h_size, 0, 1, w, w_at, line, OWN)
+        x_at, h0_at = (n + r0) * i_size, (previous + r0) * h0_line
+        tiles_of_two(z, 0, line, rows, cols, x, x_at, i_size, i_size, h0, h0_at, h0_line, h_size, w, at + line, OWN)
         for r in range(rows):
             for k in range(cols):
                 unit = (first + k) * lane
@@ -196,7 +195,7 @@ def backward_item(
                 unit = (first + k) * lane
                 copy_in(dh, r * line + k * lane, dh0, (r0 + r) * h_size + unit, h_size - unit if r >= going else 0)
         left = (ahead + r0) * h_size
-        tiles(dh, 0, line, going, cols, dz, left, h_size, h_size, 0, 1, wt, first * lane * h_size, line, SHARED)
+        tiles(dh, 0, line, going, cols, dz, left, h_size, h_size, 0, 1, wt, first * lane * h_size, SHARED)
         if drop is not None:
             drop_out_backward(r0, going, first, cols, h_size, drop, dh)
         if keep is not None:  # what the step after kept of h

@@ -2,16 +2,18 @@
 
     c[r, :] += sum over k of a[r, k] * b[k, :]        r < rows <= ROWS,  cols <= COLS vectors
 
-All `rows x cols` accumulators stay in registers for the whole sum. `b` is read one packed line of vectors
-at a time; each `a[r, k]` is read once and broadcast. The sum is one chain of fused multiply-adds in ascending `k`
-that starts from `c`: a tile shape decides who computes an element, never its value.
+All `rows x cols` accumulators stay in registers for the whole sum. `b` is packed: one line of `cols` vectors after the
+other. Each `a[r, k]` is read once and broadcast. The sum is one chain of fused multiply-adds in ascending `k` that
+starts from `c`: a tile shape decides who computes an element, never its value.
 
-`a` is addressed freely, so that one tile serves every product there is:
+There are two, for the two ways in which `a` lies:
 
-    a[r, k] = a[off + r * rstride + (k // seg) * segstride + (k % seg) * kstride]
-
-with whole segments only (`k = nseg * seg`): row-major (`seg` = all of it), transposed (`rstride = 1`), and rows whose
-elements lie in panels.
+    tile      by rows, of two arrays one after the other, either of which may have none:
+                  x[x_off + r * x_stride + k]                                   k < x_depth
+                  a[a_off + r * stride + k // seg * seg_stride + k % seg]       k < n_seg * seg
+              row-major (`seg` = all of it), or with the elements of a row in panels
+    turned    by columns:
+                  a[a_off + r + k * stride]                                     k < depth
 
 A tile of one row reads a line of `b` for every line of multiply-adds. Where `b` is in the second-level cache it waits
 for that, unless lines are fetched AHEAD: 0 rows stand for one row that does so. A step of an LSTM with H = 128 takes
@@ -19,9 +21,10 @@ for that, unless lines are fetched AHEAD: 0 rows stand for one row that does so.
 benchmark's lstm-step-B1-H128, lstm-infer-150x1x256x256 and lstm-infer-25x1x1024x1024, with and without). With 256-bit
 vectors, half a line of the cache each, lstm-infer-672x1x32x32 took 1.2 of the time so on Zen 3, and there is none.
 
-Where `a` has a line for every `k`, forth or back, one that comes SOON is fetched: 0.95 of the time of a gradient at
-(T, B, I, H) = (150, 16, 256, 256), 0.98 at (25, 128, 1024, 1024). (Lines of `b`, 8 to 32 of them ahead: 1.0 to 1.05 of
-the time of sequences of 4 to 128 rows; the processor fetches those by itself.)
+`turned` fetches the line of `a` that comes SOON: 0.95 of the time of a gradient at (T, B, I, H) = (150, 16, 256, 256),
+0.98 at (25, 128, 1024, 1024). In `tile`, where it fetches nothing new, that took 1.03 of the time of sequences on Zen
+3: a core that does two loads a cycle has none to spare. (Lines of `b`, 8 to 32 of them ahead: 1.0 to 1.05 of the time
+of sequences of 4 to 128 rows; the processor fetches those by itself.)
 """
 
 from __future__ import annotations
@@ -42,11 +45,18 @@ from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, lanes, p
 AHEAD = 4 if REGISTERS == 32 else 0  # lines of b, or none
 SOON = 16  # values of k
 FEW = 1  # rows of a tile that takes no longer than its call
-HEIGHTS = range(0 if AHEAD else 1, ROWS + 1)
+LINE = 64  # bytes
+
+TILE, TURNED, OF_ITS_OWN = "tile", "turned", "own"
 
 # Whose the functions of so few rows are: every kernel's OWN, or SHARED as the others. Sequences of one row take 1.08 of
 # the time if they are shared; a kernel with its own takes 0.1 s more to compile.
 SHARED, OWN = 0, 1
+
+
+def heights(kind: str) -> range:
+    """The numbers of rows for which there are functions."""
+    return range(0 if AHEAD and kind == TILE else 1, ROWS + 1)
 
 
 @device
@@ -61,43 +71,55 @@ def tiles_for(rows, cols):
 
 
 def _twin(
-    c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride, own
+    c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off, own
 ):
-    """The tile in NumPy: the same sum, in the order that NumPy's product takes."""
-    w, rows = cols * lanes(c), max(1, rows)
-    k = np.arange(n_seg * seg)
-    left = a_off + np.arange(rows)[:, None] * r_stride + (k // seg) * seg_stride + (k % seg) * k_stride
-    right = b_off + k[:, None] * b_stride + np.arange(w)
+    """`tile` in NumPy: the same sum, in the order that NumPy's product takes."""
+    r, k = np.arange(max(1, rows))[:, None], np.arange(n_seg * seg)
+    of_x = x.reshape(-1)[x_off + r * x_stride + np.arange(x_depth)]
+    of_a = a.reshape(-1)[a_off + r * stride + k // seg * seg_stride + k % seg]
+    _multiply(c, c_off, c_stride, cols, np.concatenate([of_x, of_a], axis=1), b, b_off)
+
+
+def _turned_twin(c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off):
+    """`turned`, likewise."""
+    left = a_off + np.arange(rows)[:, None] + np.arange(depth) * stride
+    _multiply(c, c_off, c_stride, cols, a.reshape(-1)[left], b, b_off)
+
+
+def _multiply(c, c_off, c_stride, cols, left, b, b_off):
+    """c += left times the lines of b."""
+    (rows, depth), w = left.shape, cols * lanes(c)
     out = c_off + np.arange(rows)[:, None] * c_stride + np.arange(w)
-    c.reshape(-1)[out] += a.reshape(-1)[left] @ b.reshape(-1)[right]
+    c.reshape(-1)[out] += left @ b.reshape(-1)[b_off : b_off + depth * w].reshape(depth, w)
 
 
-def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int, name: str = "tile") -> ir.Function:
-    """The function for one tile shape, as `module` knows it."""
+def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int, kind: str) -> ir.Function:
+    """The function of a kind, TILE, TURNED or OF_ITS_OWN, for one shape, as `module` knows it."""
     ptr = _FLOATS[dtype].as_pointer()
-    fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, ptr, I64, I64, I64, I64, I64, ptr, I64])
-    fn = cgutils.get_or_insert_function(module, fnty, f"fastrnn.{name}.{_SUFFIX[dtype]}.{rows}x{cols}")
+    left = [ptr, I64, I64] if kind == TURNED else [ptr, I64, I64, ptr, I64, I64, I64, I64]
+    fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, *left, ptr])
+    fn = cgutils.get_or_insert_function(module, fnty, f"fastrnn.{kind}.{_SUFFIX[dtype]}.{rows}x{cols}")
     fn.attributes.add("nounwind")
     return fn
 
 
 def _own(module: ir.Module, dtype: np.dtype, rows: int, cols: int) -> ir.Function:
     """The function for a tile of few rows, a kernel's own: what is the same in every call becomes part of it."""
-    fn = _declare(module, dtype, rows, cols, "own")
+    fn = _declare(module, dtype, rows, cols, OF_ITS_OWN)
     if fn.is_declaration:
         fn.linkage = "internal"
         fn.attributes.add("noinline")
-        _emit(fn, dtype, rows, cols)
+        _emit(fn, dtype, rows, cols, OF_ITS_OWN)
     return fn
 
 
-def _emit(fn: ir.Function, dtype: np.dtype, rows: int, cols: int) -> None:
-    """Writes the function for one tile shape; 0 rows: one, with lines of b fetched ahead."""
+def _emit(fn: ir.Function, dtype: np.dtype, rows: int, cols: int, kind: str) -> None:
+    """Writes the function for one shape; 0 rows: one, with lines of b fetched ahead."""
     bld = ir.IRBuilder(fn.append_basic_block("entry"))
     # What the registers do not hold at once is done one after the other: 4 x 4 as 4 x 2 twice where there are 16.
     count = next(k for k in range(1, cols + 1) if _registers(max(1, rows), -(-cols // k)) <= REGISTERS)
     for k in range(count):
-        bld = _pass(fn, bld, dtype, rows, cols * k // count, cols * (k + 1) // count)
+        bld = _pass(fn, bld, dtype, rows, cols, range(cols * k // count, cols * (k + 1) // count), kind)
     bld.ret_void()
 
 
@@ -106,36 +128,50 @@ def _registers(rows: int, cols: int) -> int:
     return rows * cols + min(rows, cols) + 1
 
 
-def _pass(fn: ir.Function, entry: ir.IRBuilder, dtype: np.dtype, rows: int, first: int, last: int) -> ir.IRBuilder:
-    """Writes the columns from `first` to before `last` of a tile, behind `entry`; returns behind what the next come."""
-    module, cols = fn.module, last - first
-    ahead, rows = rows == 0, max(1, rows)
+def _pass(
+    fn: ir.Function, entry: ir.IRBuilder, dtype: np.dtype, rows: int, cols: int, some: range, kind: str
+) -> ir.IRBuilder:
+    """Writes `some` of the columns of a tile, behind `entry`; returns behind what the next come."""
+    module = fn.module
+    ahead, rows, width = rows == 0, max(1, rows), len(some)
     real, size = _FLOATS[dtype], dtype.itemsize
     n = lanes(np.empty(0, dtype))
     vec, ptr = ir.VectorType(real, n), real.as_pointer()
-    c, c_stride, a, r_stride, seg, seg_stride, k_stride, n_seg, b, b_stride = fn.args
+    zero, one, b_stride = (ir.Constant(I64, k) for k in (0, 1, cols * n))
     fma = cgutils.get_or_insert_function(module, ir.FunctionType(vec, [vec] * 3), f"llvm.fma.v{n}{_SUFFIX[dtype]}")
     outer, inner, tail, done = (fn.append_basic_block(x) for x in ("outer", "inner", "tail", "done"))
 
     def lines(bld: ir.IRBuilder, p: ir.Value, row_start: ir.Value) -> list[ir.Value]:
         at = bld.gep(p, [row_start])
-        return [bld.bitcast(bld.gep(at, [ir.Constant(I64, j * n)]), vec.as_pointer()) for j in range(first, last)]
+        return [bld.bitcast(bld.gep(at, [ir.Constant(I64, j * n)]), vec.as_pointer()) for j in some]
 
+    # What comes first, what after it, and how many there are.
     bld = entry
+    if kind == TURNED:
+        c, c_stride, a, k_stride, depth, b = fn.args
+        first, after, count = (a, one, depth), (a, one, depth), one
+        seg_stride = zero
+    else:
+        c, c_stride, x, x_stride, x_depth, a, stride, seg, seg_stride, n_seg, b = fn.args
+        k_stride, two = one, bld.icmp_signed(">", x_depth, zero)
+        then = bld.select(two, a, bld.gep(a, [seg_stride]))
+        both = zip((x, x_stride, x_depth), (a, stride, seg), strict=True)
+        first, after = [bld.select(two, of_x, of_a) for of_x, of_a in both], (then, stride, seg)
+        count = bld.add(n_seg, bld.zext(two, I64))
     row_of = [bld.mul(c_stride, ir.Constant(I64, r)) for r in range(rows)]
-    left_of = [bld.mul(r_stride, ir.Constant(I64, r)) for r in range(rows)]
     out = [p for r in range(rows) for p in lines(bld, c, row_of[r])]
     start = [bld.load(p, align=size) for p in out]
-    zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
-    soon = bld.select(bld.icmp_signed("!=", k_stride, one), bld.mul(k_stride, ir.Constant(I64, SOON)), zero)
-    bld.cbranch(bld.icmp_signed(">", n_seg, zero), outer, done)
+    soon = bld.mul(k_stride, ir.Constant(I64, SOON))
+    bld.cbranch(bld.icmp_signed(">", count, zero), outer, done)
 
     bld = ir.IRBuilder(outer)
-    s = bld.phi(I64)
-    a_seg, b_seg = bld.phi(ptr), bld.phi(ptr)
+    s, r_stride, seg = bld.phi(I64), bld.phi(I64), bld.phi(I64)
+    a_seg, a_next, b_seg = bld.phi(ptr), bld.phi(ptr), bld.phi(ptr)
     acc_outer = [bld.phi(vec) for _ in out]
-    for phi, v in [(s, ir.Constant(I64, 0)), (a_seg, a), (b_seg, b), *zip(acc_outer, start, strict=True)]:
+    entering = [zero, first[1], first[2], first[0], after[0], b, *start]
+    for phi, v in zip((s, r_stride, seg, a_seg, a_next, b_seg, *acc_outer), entering, strict=True):
         phi.add_incoming(v, entry.block)
+    left_of = [bld.mul(r_stride, ir.Constant(I64, r)) for r in range(rows)]
     bld.branch(inner)
 
     bld = ir.IRBuilder(inner)
@@ -146,32 +182,32 @@ def _pass(fn: ir.Function, entry: ir.IRBuilder, dtype: np.dtype, rows: int, firs
         phi.add_incoming(v, outer)
     right = [bld.load(p, align=size) for p in lines(bld, b_k, ir.Constant(I64, 0))]
     if ahead:
-        for j in range(first, last):
+        for j in some:
             prefetch(Pointer(bld, b_k, dtype), Index(bld, b_stride) * AHEAD + j * n, write=False)
-    elif rows > 1 and first == 0:
+    elif kind == TURNED and rows > 1 and some.start == 0:
         prefetch(Pointer(bld, a_k, dtype), Index(bld, soon), write=False)
     # What fewer registers hold stays in them, and the other comes one by one: 3 x 4 takes all of 16. Row by row, with
     # four lines kept, accumulators were moved through the stack, and the tile ran at half of its speed.
-    by_line = [(r, j) for j in range(cols) for r in range(rows)]
+    by_line = [(r, j) for j in range(width) for r in range(rows)]
     left: dict[int, ir.Value] = {}
     made: dict[tuple[int, int], ir.Value] = {}
-    for r, j in by_line if rows < cols else sorted(by_line):
+    for r, j in by_line if rows < width else sorted(by_line):
         if r not in left:
             left[r] = _splat(bld, bld.load(bld.gep(a_k, [left_of[r]]), align=size), n)
-        made[r, j] = bld.call(fma, [left[r], right[j], acc[r * cols + j]])
+        made[r, j] = bld.call(fma, [left[r], right[j], acc[r * width + j]])
     new = [made[at] for at in sorted(made)]
     k1, a1, b1 = bld.add(k, one), bld.gep(a_k, [k_stride]), bld.gep(b_k, [b_stride])
     for phi, v in [(k, k1), (a_k, a1), (b_k, b1), *zip(acc, new, strict=True)]:
         phi.add_incoming(v, inner)
     again = bld.cbranch(bld.icmp_signed("<", k1, seg), inner, tail)
-    if rows * cols >= REGISTERS // 2:
-        _unrolled(module, again, 2)
+    _written(module, again, 2 if rows * width >= REGISTERS // 2 else 0)
 
     bld = ir.IRBuilder(tail)
-    s1, a2 = bld.add(s, one), bld.gep(a_seg, [seg_stride])
-    for phi, v in [(s, s1), (a_seg, a2), (b_seg, b1), *zip(acc_outer, new, strict=True)]:
+    s1 = bld.add(s, one)
+    going = [s1, after[1], after[2], a_next, bld.gep(a_next, [seg_stride]), b1, *new]
+    for phi, v in zip((s, r_stride, seg, a_seg, a_next, b_seg, *acc_outer), going, strict=True):
         phi.add_incoming(v, tail)
-    bld.cbranch(bld.icmp_signed("<", s1, n_seg), outer, done)
+    bld.cbranch(bld.icmp_signed("<", s1, count), outer, done)
 
     bld = ir.IRBuilder(done)
     result = [bld.phi(vec) for _ in out]
@@ -183,26 +219,32 @@ def _pass(fn: ir.Function, entry: ir.IRBuilder, dtype: np.dtype, rows: int, firs
     return bld
 
 
-def _unrolled(module: ir.Module, again: ir.Instruction, times: int) -> None:
-    """Has LLVM write the loop that goes `again` so many times in a row."""
+def _written(module: ir.Module, again: ir.Instruction, times: int) -> None:
+    """Has LLVM begin the loop that goes `again` where a line of the cache begins; and write it so many times in a row,
+    or as often as it likes: 0.
+    """
+    # Instructions are read a line at a time, and two threads of a core share what reads them: beside a busy one, a
+    # 3 x 4 that began in the middle of a line took 1.05 to 1.07 of the time on Zen 3.
+    hints = [("llvm.loop.align", LINE)]
     # Left to itself it did so four times for Zen 3, with loads in advance that found no register: 2 x 4 and 3 x 3 ran
     # at 0.93 and 0.9 of their speed.
-    count = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.count"), ir.Constant(I32, times)])
+    hints += [("llvm.loop.unroll.count", times)] if times else []
+    nodes = [module.add_metadata([ir.MetaDataString(module, name), ir.Constant(I32, n)]) for name, n in hints]
     loop = ir.MDValue(module, [], name=str(len(module.metadata)))
-    loop.operands = (loop, count)  # itself first: how LLVM knows one loop's from another's
+    loop.operands = (loop, *nodes)  # itself first: how LLVM knows one loop's from another's
     again.set_metadata("llvm.loop", loop)
 
 
-def _shapes(widths: Iterable[int]) -> Any:
-    """All functions for tiles of so many columns."""
+def _shapes(kind: str, widths: Iterable[int]) -> Any:
+    """All functions of a kind with so many columns."""
 
     def define(typingctx: Any, a: types.Type) -> Any:
         dtype = np.dtype(str(a.dtype))
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
-            for r in HEIGHTS:
+            for r in heights(kind):
                 for k in widths:
-                    _emit(_declare(builder.module, dtype, r, k), dtype, r, k)
+                    _emit(_declare(builder.module, dtype, r, k, kind), dtype, r, k, kind)
             return context.get_dummy_value()
 
         return types.none(a), codegen
@@ -211,35 +253,57 @@ def _shapes(widths: Iterable[int]) -> Any:
 
 
 def _tile(
-    typingctx, c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg,
-    b, b_off, b_stride, own,
+    typingctx, c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg,
+    b, b_off, own,
 ):  # fmt: skip
     if not isinstance(own, types.IntegerLiteral):
         return None
-    ints = (types.int64,)
+    few = FEW if own.literal_value == OWN else -1
+    return _call(TILE, few, c, cols, [(x, 2), (a, 4), (b, 0)], own)
+
+
+def _turned(typingctx, c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off):
+    return _call(TURNED, -1, c, cols, [(a, 2), (b, 0)])
+
+
+def _call(
+    kind: str, few: int, c: types.Type, cols: types.Type, read: list[tuple[types.Type, int]], *own: types.Type
+) -> Any:
+    """The signature of a kind, and the code that finds the function for its shape; for up to `few` rows the kernel's
+    own.
+
+    read : the arrays after c, each with how many numbers follow its offset
+    """
     fixed = isinstance(cols, types.IntegerLiteral)
     wanted = [cols.literal_value] if fixed else range(1, COLS + 1)
-    sig = types.none(c, *ints * 3, cols if fixed else types.int64, a, *ints * 6, b, *ints * 2, own)
-    dtype, few = np.dtype(str(c.dtype)), FEW if own.literal_value == OWN else -1
+    number = types.int64
+    given = [t for array, count in read for t in (array, number, *(count * [number]))]
+    sig = types.none(c, number, number, number, cols if fixed else number, *given, *own)
+    dtype = np.dtype(str(c.dtype))
     for k in wanted:
-        _provide(dtype, k)
+        _provide(kind, dtype, k)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
-        def address(array: int, off: int) -> ir.Value:
+        def address(array: int) -> ir.Value:
             data = cgutils.create_struct_proxy(signature.args[array])(context, builder, values[array]).data
-            return builder.gep(data, [values[off]])
+            return builder.gep(data, [values[array + 1]])
 
-        args = [address(0, 1), values[2], address(5, 6), *values[7:12], address(12, 13), values[14]]
+        args, at = [address(0), values[2]], 5
+        for _, count in read:
+            args += [address(at), *values[at + 2 : at + 2 + count]]
+            at += 2 + count
         width = ir.Constant(I64, cols.literal_value) if fixed else values[4]
         shape = builder.add(builder.mul(values[3], ir.Constant(I64, COLS + 1)), width)
         after = builder.append_basic_block("tile.after")
         switch = builder.switch(shape, after)
-        for r in HEIGHTS:
+        for r in heights(kind):
             for k in wanted:
                 block = builder.append_basic_block(f"tile.{r}x{k}")
                 switch.add_case(ir.Constant(I64, r * (COLS + 1) + k), block)
                 with builder.goto_block(block):
-                    builder.call((_own if r <= few else _declare)(builder.module, dtype, r, k), args)
+                    module = builder.module
+                    fn = _own(module, dtype, r, k) if r <= few else _declare(module, dtype, r, k, kind)
+                    builder.call(fn, args)
                     builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
@@ -250,7 +314,8 @@ def _tile(
 WIDEST = range(COLS, COLS + 1)  # whose functions are half of all; kernels with four gates need no others
 
 if not config.DISABLE_JIT:
-    wide, narrow = intrinsic(_shapes(WIDEST)), intrinsic(_shapes(range(1, COLS)))
+    wide, narrow = intrinsic(_shapes(TILE, WIDEST)), intrinsic(_shapes(TILE, range(1, COLS)))
+    all_turned = intrinsic(_shapes(TURNED, range(1, COLS + 1)))
 
 
 @kernel
@@ -267,30 +332,39 @@ def narrow_tile_shapes(a):
     narrow(a)
 
 
-_provided: set[tuple[np.dtype, bool]] = set()
+@kernel
+def turned_tile_shapes(a):
+    """Those that are turned."""
+    all_turned(a)
 
 
-def _provide(dtype: np.dtype, cols: int) -> None:
+_provided: set[tuple[Any, np.dtype]] = set()
+
+
+def _provide(kind: str, dtype: np.dtype, cols: int) -> None:
     """Sees to it that they are there, for kernels that are about to be translated or loaded: under Numba's lock."""
-    what = dtype, cols in WIDEST
-    if what not in _provided:
-        _provided.add(what)  # it is a kernel that is loaded, too
+    shapes = turned_tile_shapes if kind == TURNED else tile_shapes if cols in WIDEST else narrow_tile_shapes
+    if (shapes, dtype) not in _provided:
+        _provided.add((shapes, dtype))  # it is a kernel that is loaded, too
         try:
-            (tile_shapes if what[1] else narrow_tile_shapes).for_types(np.empty(0, dtype))
+            shapes.for_types(np.empty(0, dtype))
         except BaseException:
-            _provided.discard(what)
+            _provided.discard((shapes, dtype))
             raise
 
 
-_NAMES = re.compile(rb"fastrnn\.tile\.(\w+)\.\d+x(\d+)")
+_NAMES = re.compile(rb"fastrnn\.(tile|turned)\.(\w+)\.\d+x(\d+)")
 
 
 @before_loading
 def _provide_for(code: bytes) -> None:
     dtypes = {suffix.encode(): dtype for dtype, suffix in _SUFFIX.items()}
-    for suffix, cols in set(_NAMES.findall(code)):
-        _provide(dtypes[suffix], int(cols))
+    for kind, suffix, cols in set(_NAMES.findall(code)):
+        _provide(kind.decode(), dtypes[suffix], int(cols))
 
 
-# (c, c_off, c_stride, rows, cols, a, a_off, r_stride, seg, seg_stride, k_stride, n_seg, b, b_off, b_stride, own)
+# (c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off, own)
 tile = _twin if config.DISABLE_JIT else intrinsic(prefer_literal=True)(_tile)
+
+# (c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off)
+turned = _turned_twin if config.DISABLE_JIT else intrinsic(prefer_literal=True)(_turned)
