@@ -184,13 +184,34 @@ def test_what_is_not_small_is_a_launch(told, set_num_threads):
     layer(np.zeros((2, 1, 3), np.float32))
     told()
     f32 = np.float32
-    for x in (np.zeros((2400, 1, 3), f32), np.zeros((2, 20_000, 3), f32), np.zeros((3, 1, 2), f32).T, [[[1, 2, 3]]]):
+    for x in (np.zeros((2400, 1, 3), f32), np.zeros((2, 75_000, 3), f32), np.zeros((3, 1, 2), f32).T, [[[1, 2, 3]]]):
         layer(x)
         assert [name for name, *_ in told()] == ["lstm_forward"]
     for options in ({"bidirectional": True}, {"batch_first": True}, {"proj_size": 2}, {"zoneout": 0.5}):
         layer = fr.LSTM(3, 5, seed=1, **options)
         layer(np.zeros((2, 2, 3), np.float32))
         assert told()[-1][0] == "lstm_forward"
+
+
+@needs_jit
+@pytest.mark.parametrize("kind", [fr.RNN, fr.LSTM, fr.GRU])
+def test_layers_one_after_the_other(told, kind):
+    """Several layers, many steps, enough work for all workers: the quick kernel, to the same bits."""
+    layer, rng = kind(5, 72, num_layers=3, seed=1), np.random.default_rng(2)
+    x = rng.standard_normal((40, 32, 5), dtype=np.float32)
+    layer(x[:2])
+    told()
+    for back in range(3):
+        y, final = layer(x[back:])
+        assert {name for name, *_ in told()} == {f"{kind.__name__.lower()}_steps"}
+        long_y, long_final = layer(x[back:], lengths=[40 - back] * 32)
+        told()
+        assert y.flags.c_contiguous
+        assert y.tobytes() == long_y.tobytes()
+        assert np.array(final).tobytes() == np.array(long_final).tobytes()
+        again, _ = layer(x[back:], final)
+        assert again.tobytes() == layer(x[back:], long_final, lengths=[40 - back] * 32)[0].tobytes()
+        told()
 
 
 @needs_jit
