@@ -204,8 +204,16 @@ def steps_of_item(flag, steps, rows, numbers):
 
 
 @pointwise
+def copy_square(to, to_off, line, source, source_off, columns):
+    """to[k, j] = source[j, k] for as many k, written, and j, read, as a vector holds."""
+    rows = [load(source, source_off + j * columns) for j in range(lanes(to))]
+    for k, v in enumerate(transpose(rows)):
+        store(to, to_off + k * line, v)
+
+
+@pointwise
 def copy_transposed(to, to_off, line, source, source_off, columns, rows, count):
-    """to[k, j] = source[j, k] for k < count, written, j < rows, read; zeros for the other j of a vector.
+    """The same for k < count and j < rows; zeros for the other j of a vector.
 
     What is not there is neither read nor written, and the address that is passed for it is one that is there.
     """
@@ -231,9 +239,11 @@ def pack_transposed(to, to_off, line, source, row0, rows, columns, width):
         left = max(0, min(lane, rows - j))
         at = (row0 + j) * columns if left else 0
         for k in range(0, columns, lane):
-            copy_transposed(
-                to, to_off + k * line + j, line, source, at + k, columns, left, min(lane, columns - k)
-            )  # fmt: skip
+            into, count = to_off + k * line + j, min(lane, columns - k)
+            if left == lane and count == lane:  # without masks 0.7 of the time on Zen 3
+                copy_square(to, into, line, source, at + k, columns)
+            else:
+                copy_transposed(to, into, line, source, at + k, columns, left, count)
 
 
 @device
