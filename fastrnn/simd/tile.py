@@ -44,6 +44,7 @@ from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, lanes, p
 
 AHEAD = 4 if REGISTERS == 32 else 0  # lines of b, or none
 SOON = 16  # values of k
+EVERY_SECOND = 32  # lines of b
 FEW = 1  # rows of a tile that takes no longer than its call
 LINE = 64  # bytes
 
@@ -184,6 +185,10 @@ def _pass(
     if ahead:
         for j in some:
             prefetch(Pointer(bld, b_k, dtype), Index(bld, b_stride) * AHEAD + j * n, write=False)
+    elif kind == TILE and width < cols and some.start == 0:
+        # The next pass has the other half of these lines; a processor does not fetch every second one by itself.
+        for j in range(0, cols, LINE // (n * size)):
+            prefetch(Pointer(bld, b_k, dtype), Index(bld, b_stride) * EVERY_SECOND + j * n, write=False)
     elif kind == TURNED and rows > 1 and some.start == 0:
         prefetch(Pointer(bld, a_k, dtype), Index(bld, soon), write=False)
     # What fewer registers hold stays in them, and the other comes one by one: 3 x 4 takes all of 16. Row by row, with
