@@ -1,4 +1,4 @@
-"""Few steps of one layer: what the kernels of small calls share, whatever the cell. Their arguments are
+"""Few steps of one layer: what the kernels of quick calls share, whatever the cell. Their arguments are
 
     worker, workers     as everywhere; helpers come from the post
     tickets     their address

@@ -105,7 +105,7 @@ class Masks(NamedTuple):
 
 
 class Quick(NamedTuple):
-    """What small calls of a layer need to know, and how they are made."""
+    """What quick calls of a layer need to know, and how they are made."""
 
     version: int  # of the parameters
     each: float  # multiply-adds of a number of x
@@ -207,7 +207,7 @@ class Recurrent(Layer):
     gates: int  # rows of weight_ih in units of H
     states: int  # 1: h; 2: (h, c)
     output_letter = "h"  # what y is made of: h, or what the layer's text calls it
-    quick: Any  # the kernel of few small steps of one layer
+    quick: Any  # the kernel of quick calls, for one layer
     writes: Any  # the kernel of a language model that writes
     recomputes = True  # in segments backward runs forward again: there is more in a tape than h
     layer_norm = False
@@ -325,14 +325,15 @@ class Recurrent(Layer):
         With lengths, y is zero past a row's end, the final state is that of its last step, and the reverse direction
         starts at its end. Their cost is that of the steps there are.
         """
-        if lengths is None and (done := self._small(x, state)) is not None:
+        if lengths is None and (done := self._quickly(x, state)) is not None:
             return done
         y, final, _ = self._forward(x, state, lengths, training=False)
         return y, final
 
-    def _small(self, x: Any, state: Any) -> tuple[np.ndarray, Any] | None:
-        """A small call, for streams: compiled code looks at the types and shapes. None for whatever it does not take,
-        which goes the long way, to be converted, or refused with a reason.
+    def _quickly(self, x: Any, state: Any) -> tuple[np.ndarray, Any] | None:
+        """A call with little Python around it, for streams and all else that is over before anybody could interrupt it:
+        compiled code looks at the types and shapes. None for whatever it does not take, which goes the long way, to be
+        converted, or refused with a reason.
 
         (One text for any number of states, with stars, took 0.3 us of 2 more.)
         """
@@ -841,7 +842,7 @@ class Recurrent(Layer):
     # -- what cells call ----------------------------------------------------------------------------------
 
     def _make_ready(self, x: np.ndarray, hoists: bool) -> Quick | None:
-        """What calls like that of x, and later ones with these parameters, need to be small ones; None if they cannot
+        """What calls like that of x, and later ones with these parameters, need to be quick ones; None if they cannot
         be.
         """
         # Without zoneout; and not for arrays that go the long way in any case.
@@ -878,7 +879,7 @@ class Recurrent(Layer):
         return ready
 
     def _way(self, largest: int, steps: int, batch: int, work: float) -> tuple[int, int]:
-        """How many workers a small call is for, none if it goes the long way; and into how many parts its rows are
+        """How many workers a quick call is for, none if it goes the long way; and into how many parts its rows are
         divided for them, or each step's panels are: 1.
         """
         if steps * batch * largest > LONG:  # what cannot be interrupted
@@ -964,7 +965,7 @@ class Recurrent(Layer):
         # One row reads at half of the speed of a product, from the second level too: alone 0.76 to 0.83 of the time
         # from 64 KiB on; an RNN (150, 1, 256, 256), 256 KiB, on two threads 0.88. With less for each of several, a call
         # may be left with too little to be divided: a GRU (100, 1, 128, 128) took 1.15. Several layers have more Python
-        # around them then (`_small`), and must be longer.
+        # around them then (`_quickly`), and must be longer.
         enough = WAITED if workers == 1 else 2 * WAITED * workers
         long = few == 1 and of_u >= enough and of_u * steps >= 1 << (23 if self.num_layers == 1 else 25)
         return long or of_u > few << 20 or (few <= 2 and of_u >= 1 << 19)
