@@ -74,7 +74,7 @@ def tiles_for(rows, cols):
 def _twin(
     c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off, own
 ):
-    """`tile` in NumPy: the same sum, in the order that NumPy's product takes."""
+    """`tile` in NumPy: the same sum in the same order, its products rounded."""
     r, k = np.arange(max(1, rows))[:, None], np.arange(n_seg * seg)
     of_x = x.reshape(-1)[x_off + r * x_stride + np.arange(x_depth)]
     of_a = a.reshape(-1)[a_off + r * stride + k // seg * seg_stride + k % seg]
@@ -91,7 +91,10 @@ def _multiply(c, c_off, c_stride, cols, left, b, b_off):
     """c += left times the lines of b."""
     (rows, depth), w = left.shape, cols * lanes(c)
     out = c_off + np.arange(rows)[:, None] * c_stride + np.arange(w)
-    c.reshape(-1)[out] += left @ b.reshape(-1)[b_off : b_off + depth * w].reshape(depth, w)
+    terms = left[:, :, None] * b.reshape(-1)[b_off : b_off + depth * w].reshape(depth, w)
+    # One after the other, as NumPy adds along an axis that is not the last: a product in two calls has the same bits
+    # as in one, and a row the same as among others. (`left @ b` leaves both to the shapes.)
+    c.reshape(-1)[out] = np.concatenate([c.reshape(-1)[out][:, None], terms], axis=1).sum(axis=1)
 
 
 def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int, kind: str) -> ir.Function:
