@@ -10,6 +10,7 @@ import pytest
 from helpers import JIT
 from llvmlite import ir
 
+from fastrnn.kernels import panels as panels_of_kernels
 from fastrnn.simd import target, tile
 
 AVX = platform.machine() in ("x86_64", "AMD64") and "avx2" in target.features()
@@ -31,12 +32,8 @@ def translated(dtype, rows, cols, kind):
     return machine.emit_assembly(code)
 
 
-SHAPES = [
-    (kind, rows, cols)
-    for kind in (tile.TILE, tile.TURNED)
-    for rows in tile.heights(kind)
-    for cols in range(1, target.COLS + 1)
-]
+KINDS = (tile.TILE, tile.TURNED, tile.STRIPS)
+SHAPES = [(kind, *shape) for kind in KINDS for shape in tile.shapes_of(kind, range(1, target.COLS + 1))]
 
 
 @pytest.mark.skipif(not JIT, reason="without JIT there are no registers")
@@ -52,6 +49,18 @@ def test_no_vector_on_the_stack(kind, rows, cols, dtype):
     assert sum("vfmadd" in line for line in vectors) >= max(1, rows) * cols
     assert not [line for line in vectors if "(%rsp)" in line]
     assert re.search(rf"\.p2align\s+{tile.LINE.bit_length() - 1}\s*\n\S+:\s*\n[^:]*vfmadd", code)
+
+
+@pytest.mark.parametrize("panels", [1, 2, *range(4, 130, 2)])
+def test_groups(panels):
+    """All panels are in one, none has more than it may, and two workers find as many."""
+    count = target.groups(panels)
+    bounds_of = getattr(panels_of_kernels.bounds_of, "py_func", panels_of_kernels.bounds_of)
+    bounds = [bounds_of(group, count, panels) for group in range(count)]
+    assert [b for b, _ in bounds] == [0, *(e for _, e in bounds[:-1])]
+    assert bounds[-1][1] == panels
+    assert all(1 <= e - b <= target.GROUP for b, e in bounds)
+    assert count < 2 or 2 * bounds[count // 2][0] == panels or panels % 2
 
 
 @pytest.mark.parametrize("cols", range(1, target.COLS + 1))

@@ -35,15 +35,16 @@ def which_way(layer):
 
 
 @part
-def few_steps(worker, workers, tickets, w, layer, turn, pieces, panels, x, out, h_0, step_item, given):
+def few_steps(worker, workers, tickets, w, layer, turn, pieces, items, x, out, h_0, step_item, given):
     """All steps, after `share`.
 
-    step_item : computes a panel of a step for some rows, from `given` and (row0, row1, panel, t, below, before, y): of
+    items : of a step: panels, or groups of them
+    step_item : computes one of them for some rows, from `given` and (row0, row1, item, t, below, before, y): of
         step t (B, I), what is read; (B, H), the state before it, and that after it, which is written
     """
     steps, batch, size = len(x), x.shape[1], h_0[layer].size
     gil = let_go(worker == 0 and steps * batch * len(w) > SMALL)
-    by_rows, by_panels = pieces > 1, pieces == 1 and workers > 1
+    by_rows, by_items = pieces > 1, pieces == 1 and workers > 1
     for n in range(pieces):
         piece = next_item(tickets, worker, workers, n, pieces, 0, 0, by_rows)
         if piece < 0:
@@ -52,15 +53,15 @@ def few_steps(worker, workers, tickets, w, layer, turn, pieces, panels, x, out, 
         before = h_0[layer]
         for t in range(steps):
             below, y, done = x[t] if layer == 0 else out[t][layer - 1], out[t][layer], 0
-            for k in range(panels):
-                panel = next_item(tickets, worker, workers, k, panels, t, turn, by_panels)
-                if panel < 0:
+            for k in range(items):
+                item = next_item(tickets, worker, workers, k, items, t, turn, by_items)
+                if item < 0:
                     break
-                step_item(row0, row1, panel, t, below, before, y, given)
+                step_item(row0, row1, item, t, below, before, y, given)
                 done += 1
-            if by_panels:
+            if by_items:
                 finish(tickets, 0, workers, done)
-                wait(tickets, 0, worker, workers, (t + 1) * panels)
+                wait(tickets, 0, worker, workers, (t + 1) * items)
             before = y
         if by_rows:
             finish(tickets, 0, workers, 1)

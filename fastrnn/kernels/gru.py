@@ -16,7 +16,8 @@ Kiros and Hinton 2016; see norm.py), W h' and h, where
 
 and U x of all rows is normalised before: what comes in is a table of them.
 
-    packed weights   P x (4 + 3 I + 3 H) W    a panel after the other: b (4W), U (I x 3W), W (H x 3W)
+    packed weights   P x (4 + 3 I + 3 H) W    a panel after the other: b (4W), U (I x 3W), W (H x 3W); with one or two
+                                              rows the items of a step are groups of them (panels.py)
                                               before: W (H x 2W), and P x H W apart for W_n
     tape             T B 4 N block  n r z v, (T + 1) B H  states (the output is a view of them), before: T B H  r h'
     backward         writes the gradients of n r z v over them;  B H  for what z (and r) carry of dh
@@ -42,16 +43,19 @@ from .norm import OF_H, OF_X, SCALE, STATS, means, moments, store_moments, sum_o
 from .panels import (
     CHUNK,
     NO_IDS,
+    ROOM,
     TAPE,
     WORK,
     add_biases,
     add_in,
     add_out,
     blocks_for,
+    bounds_of,
     copy_in,
     copy_line,
     copy_out,
     copy_rows,
+    groups_of_few,
     inwards,
     pack_transposed,
     panels_for,
@@ -59,6 +63,7 @@ from .panels import (
     steps_of_item,
     tape_at,
     tiles,
+    tiles_of_panels,
 )
 from .writing import places, write_item
 
@@ -243,52 +248,67 @@ def add_norm_sums(
 
 
 # ---------------------------------------------------------------------------------------------------
-# One panel of one step, for some rows: the item that workers take
+# A group or a panel of one step, for some rows: the item that workers take
 # ---------------------------------------------------------------------------------------------------
 
 
 @part
 def forward_item(
-    row0, row1, panel, n, before, after, kept, kept_rows, i_size, h_size, h_line, flags,
+    row0, row1, panel0, panel1, n, before, after, kept, kept_rows, i_size, h_size, h_line, flags,
     x, ids, table, w, wn, h0, h, gates, s, y, hw, hw_line,
 ):  # fmt: skip
-    """hw : rows of hw_line numbers: h' as it goes into the products with W, read"""
+    """The panels of a group, from panel0 to before panel1.
+
+    hw : rows of hw_line numbers: h' as it goes into the products with W, read
+    """
     lane = lanes_of(w)
-    line = TAPE * lane
-    at = panel * (TAPE + GATES * i_size + (GATES if wn is None else 2) * h_size) * lane
-    u_at = at + line
+    one, panels = TAPE * lane, panel1 - panel0
+    line = panels * one
+    w_next = (TAPE + GATES * i_size + (GATES if wn is None else 2) * h_size) * lane
+    at = panel0 * w_next
+    u_at = at + one
     w_at = u_at + i_size * GATES * lane
-    unit = panel * lane
-    count = h_size - unit
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
-        for r in range(rows):
-            copy_line(y, r * line, w, at)
+        for k in range(panels):
+            for r in range(rows):
+                copy_line(y, r * line + k * one, w, at + k * w_next)
         if flags & INDEXED:
             for r in range(rows):
                 row = n + r0 + r if len(ids) == 0 else ids[n + r0 + r]
-                for g in range(GATES):  # n r z from r z n
-                    source = (row * GATES + (g + 2) % GATES) * h_size + unit
-                    copy_in(y, r * line + g * lane, table, source, count)
+                for k in range(panels):
+                    for g in range(GATES):  # n r z from r z n
+                        unit = (panel0 + k) * lane
+                        source = (row * GATES + (g + 2) % GATES) * h_size + unit
+                        copy_in(y, r * line + k * one + g * lane, table, source, h_size - unit)
         else:
             x_at = (n + r0) * i_size
-            tiles(y, 0, line, rows, 3, x, x_at, i_size, i_size, 0, 1, w, u_at, OWN)
+            tiles_of_panels(y, 0, line, one, rows, panels, x, x_at, 0, 0, x, x_at, i_size, i_size, w, u_at, w_next)
         h0_at, hw_at = (before + r0) * h_line, (before + r0) * hw_line
         if wn is None:
-            tiles(y, lane, line, rows, 3, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, OWN)
+            tiles_of_panels(
+                y, lane, line, one, rows, panels, hw, hw_at, 0, 0, hw, hw_at, hw_line, h_size, w, w_at, w_next
+            )  # fmt: skip
         else:
-            tiles(y, lane, line, rows, 2, hw, hw_at, hw_line, h_size, 0, 1, w, w_at, OWN)
-        for k in range(rows):
-            r = inwards(k, rows)
-            from_at, to_at = h0_at + r * h_line + unit, (after + r0 + r) * h_line + unit
-            g_at = tape_at(w, panel, kept_rows, kept + r0 + r)
-            if wn is not None:
-                s_at = (kept + r0 + r) * h_size + unit
-                cell_open(y, r * line, hw, hw_at + r * hw_line + unit, s, s_at, gates, g_at, count)
-            elif flags & TRAINING:
-                cell(y, r * line, h0, from_at, h, to_at, count, gates, g_at)
-            else:
-                cell(y, r * line, h0, from_at, h, to_at, count)
+            for k in range(panels):
+                tiles(
+                    y, k * one + lane, line, rows, 2, hw, hw_at, hw_line, h_size, 0, 1, w, w_at + k * w_next, OWN
+                )  # fmt: skip
+        for panel in range(panel0, panel1):
+            unit, of_panel = panel * lane, (panel - panel0) * one
+            count = h_size - unit
+            for k in range(rows):
+                r = inwards(k, rows)
+                y_at = r * line + of_panel
+                from_at, to_at = h0_at + r * h_line + unit, (after + r0 + r) * h_line + unit
+                g_at = tape_at(w, panel, kept_rows, kept + r0 + r)
+                if wn is not None:
+                    s_at = (kept + r0 + r) * h_size + unit
+                    cell_open(y, y_at, hw, hw_at + r * hw_line + unit, s, s_at, gates, g_at, count)
+                elif flags & TRAINING:
+                    cell(y, y_at, h0, from_at, h, to_at, count, gates, g_at)
+                else:
+                    cell(y, y_at, h0, from_at, h, to_at, count)
 
 
 @part
@@ -404,15 +424,15 @@ def gain_at(gain, panel):
 
 @part
 def product_item_norm(
-    row0, row1, first, span, before, kept, kept_rows, batch, h_size, h_line, w, h, v, parts, y
+    row0, row1, first, end, before, kept, kept_rows, batch, h_size, h_line, w, h, v, parts, y
 ):  # fmt: skip
-    """With normalisation: W h' of whole blocks, `span` panels from the first on, and its partials."""
+    """With normalisation: W h' of whole blocks, the panels from first to before end, and its partials."""
     lane, size = lanes_of(w), block_of(w)
     line = GATES * lane
     blocks = blocks_for(w, h_size)
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
-        for b in range(first * lane // size, (first + span) * lane // size):
+        for b in range(first * lane // size, end * lane // size):
             for panel in range(b * (size // lane), (b + 1) * (size // lane)):
                 for k in range(0, rows * line, lane):
                     copy_in(y, k, v, 0, 0)
@@ -430,7 +450,7 @@ def product_item_norm(
 
 @part
 def cell_item_norm(
-    row0, row1, first, span, n, before, after, total, kept, kept_rows, batch, h_size, h_line, flags,
+    row0, row1, first, end, n, before, after, total, kept, kept_rows, batch, h_size, h_line, flags,
     ids, table, w, gain, epsilon, h, gates, v, parts, scales, stats,
 ):  # fmt: skip
     """When all partials of W h' are there: gates and h."""
@@ -441,7 +461,7 @@ def cell_item_norm(
         if flags & TRAINING and first == 0:
             for r in range(0, rows, lane):
                 copy_rows(scales, SCALE * total + n + r0 + r, stats, CHUNK + r, rows - r)
-        for panel in range(first, first + span):
+        for panel in range(first, end):
             unit = panel * lane
             b_at = panel * (TAPE + GATES * h_size) * lane
             for r in range(rows):
@@ -525,18 +545,22 @@ def gru_forward(
     scales : with TRAINING (5, total), written: what backward needs of rows, but for the means
     """
     panels = panels_for(w, h_size)
-    y, stats = stack(w, WORK), stack(w, STATS)
+    y, stats = stack(w, ROOM), stack(w, STATS)
     if drop is None:
         hw, hw_line = h, h_line
     else:
         hw, hw_line = dropped, h_size
     phases = 1 if wn is None and gain is None else 2
-    alone = 1 if gain is None else block_of(w) // lanes_of(w)  # partials are those of whole blocks
+    # With normalisation a group is a block: partials are those of whole blocks.
+    groups = groups_of_few(panels, counts[0]) if gain is None else blocks_for(w, h_size)
     last = steps * phases
     length = steps_of_item(flags & BY_ROWS, last, counts[0] // pieces, GATES * h_size * (i_size + h_size))
-    span = panels if flags & BY_ROWS else alone
-    for start, item in turns(tickets, 0, worker, workers, (last + length - 1) // length, panels // span * pieces):
-        first, piece = item // pieces * span, item % pieces
+    span = groups if flags & BY_ROWS else 1
+    for start, item in turns(tickets, 0, worker, workers, (last + length - 1) // length, groups // span * pieces):
+        group, piece = item // pieces, item % pieces
+        first, end = bounds_of(group, groups, panels)
+        if span > 1:
+            end = panels
         for k in range(start * length, min(last, start * length + length)):
             t = k // phases
             row0, row1 = rows_of(piece, pieces, counts[t], bounds, flags & BY_ROWS)
@@ -545,21 +569,22 @@ def gru_forward(
             if gain is not None:
                 if k % phases == 0:
                     product_item_norm(
-                        row0, row1, first, span, at[t], kept, kept_rows, batch, h_size, h_line, w, h, v, parts, y
+                        row0, row1, first, end, at[t], kept, kept_rows, batch, h_size, h_line, w, h, v, parts, y
                     )  # fmt: skip
                 else:
                     cell_item_norm(
-                        row0, row1, first, span, n, at[t], at[t + 1], kept_rows, kept, kept_rows, batch, h_size, h_line,
+                        row0, row1, first, end, n, at[t], at[t + 1], kept_rows, kept, kept_rows, batch, h_size, h_line,
                         flags, ids, table, w, gain, epsilon, h, gates, v, parts, scales, stats,
                     )  # fmt: skip
                 continue
-            for panel in range(first, first + span):
-                if k % phases == 0:
-                    forward_item(
-                        row0, row1, panel, n, at[t], at[t + 1], kept, kept_rows, i_size, h_size, h_line, flags,
-                        x, ids, table, w, wn, h, h, gates, s, y, hw, hw_line,
-                    )  # fmt: skip
-                elif wn is not None:
+            for g in range(group, group + span if k % phases == 0 else group):
+                panel0, panel1 = bounds_of(g, groups, panels)
+                forward_item(
+                    row0, row1, panel0, panel1, n, at[t], at[t + 1], kept, kept_rows, i_size, h_size, h_line, flags,
+                    x, ids, table, w, wn, h, h, gates, s, y, hw, hw_line,
+                )  # fmt: skip
+            for panel in range(first, end):
+                if wn is not None and k % phases == 1:
                     candidate_item(
                         row0, row1, panel, at[t], at[t + 1], kept, kept_rows, h_size, h_line, wn, h, gates, s, y
                     )
@@ -672,10 +697,11 @@ def gru_backward(
 
 
 @part
-def step_item(row0, row1, panel, t, below, before, y, given):
-    batch, i_size, h_size, flags, w, work, none = given
+def step_item(row0, row1, group, t, below, before, y, given):
+    batch, i_size, h_size, flags, panels, groups, w, work, none = given
+    panel0, panel1 = bounds_of(group, groups, panels)
     forward_item(
-        row0, row1, panel, 0, 0, 0, 0, batch, i_size, h_size, h_size, flags,
+        row0, row1, panel0, panel1, 0, 0, 0, 0, batch, i_size, h_size, h_size, flags,
         below, NO_IDS, below, w, None, before, y, none, none, work, before, h_size,
     )  # fmt: skip
 
@@ -694,9 +720,10 @@ def gru_steps(worker, workers, tickets, w, layer, pieces, x, out, h_0):
     if not hoisted and len(w) != panels * (TAPE + GATES * (i_size + h_size)) * lane:
         return False
     i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
-    given = batch, i_size, h_size, flags, w, stack(w, WORK), stack(w, 1)
+    groups = groups_of_few(panels, batch)
+    given = batch, i_size, h_size, flags, panels, groups, w, stack(w, ROOM), stack(w, 1)
     share(tickets, 0, worker)
-    few_steps(worker, workers, tickets, w, layer, turn, pieces, panels, x, out, h_0, step_item, given)
+    few_steps(worker, workers, tickets, w, layer, turn, pieces, groups, x, out, h_0, step_item, given)
     return True
 
 
@@ -707,7 +734,8 @@ def gru_write(
 ):  # fmt: skip
     """A language model with these layers, the reset gate after the product, writes; see writing.py."""
     panels = panels_for(w, h_size)
-    y, none = stack(w, WORK), stack(w, 1)
+    groups = groups_of_few(panels, batch)
+    y, none = stack(w, ROOM), stack(w, 1)
     size = batch * h_size
     length = steps_of_item(1, count, batch // pieces, len(w) + len(packed))
     for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
@@ -717,9 +745,10 @@ def gru_write(
                 before, after, below = places(n, layer, layers, size)
                 row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
                 own = w[starts[layer] : starts[layer + 1]]
-                for panel in range(panels):
+                for g in range(groups):
+                    panel0, panel1 = bounds_of(g, groups, panels)
                     forward_item(
-                        row0, row1, panel, row, 0, 0, 0, batch, i_size, h_size, h_size, flags,
+                        row0, row1, panel0, panel1, row, 0, 0, 0, batch, i_size, h_size, h_size, flags,
                         h[below:], ids, table, own, None, h[before:], h[after:], none, none, y, h[before:], h_size,
                     )  # fmt: skip
             write_item(

@@ -22,12 +22,13 @@ step has two phases, c and h. The options, each of which another text of these k
                 norm.py. U x of all rows is normalised before: what comes in is a table of them. A step has three
                 phases, W h', c and h; backward too.
 
-A panel is W hidden units with all their gates, W the lanes of a vector. One tile gives every gate of a panel for up to
-ROWS rows, and the gate arithmetic follows while they are in L1. A tape keeps gates in blocks of 64 bytes of units, of
-one or more panels: N = ceil(H / block) blocks, P panels. G gates, 4 or 3; h has O numbers, which are H but for a
-projection.
+A panel is W hidden units with all their gates, W the lanes of a vector. Panels are put in groups (panels.py), the items
+of a step: the tiles give every gate of a group, and the gate arithmetic follows while they are in L1. A tape keeps
+gates in blocks of 64 bytes of units, of one or more panels: N = ceil(H / block) blocks, P panels. G gates, 4 or 3; h
+has O numbers, which are H but for a projection.
 
-    packed weights   P x G (1 + I + O) W      a panel after the other: b (GW), U (I x GW), W (O x GW)
+    packed weights   P x G (1 + I + O) W      a group after the other (of three gates a panel): b, then its strips,
+                                              of 2 to 4 vectors of gates: U (I lines), W (O lines)
     peepholes        P x (G - 1) W            a panel after the other: p_i, p_f, p_o
     full peepholes   P x (G - 1) H W          a panel after the other: p_i and p_f (H x (G - 2)W), p_o (H x W)
     projection       O H                      W_hr in panels of 4 vectors of h, and for backward of m
@@ -48,7 +49,7 @@ before h, ascending.
 from .._jit import device, kernel, part
 from ..simd.post import share
 from ..simd.sync import turns
-from ..simd.target import COLS
+from ..simd.target import COLS, GROUP
 from ..simd.tile import OWN, SHARED
 from ..simd.vector import (
     block,
@@ -74,6 +75,7 @@ from .norm import MEAN_C, OF_H, OF_X, SCALE, SCALE_C, STATS, means, moments, sto
 from .panels import (
     CHUNK,
     NO_IDS,
+    ROOM,
     TAPE,
     WORK,
     add_biases,
@@ -81,18 +83,24 @@ from .panels import (
     add_out,
     add_rows,
     blocks_for,
+    bounds_of,
     copy_in,
     copy_line,
     copy_out,
     copy_rows,
     fetch,
+    groups_for,
+    groups_of_few,
     inwards,
     pack_transposed,
     panels_for,
     rows_of,
     steps_of_item,
+    strips_for,
     tape_at,
     tiles,
+    tiles_of_group,
+    tiles_of_panels,
     tiles_of_two,
 )
 from .writing import places, write_item
@@ -459,74 +467,100 @@ def add_norm_sums(
     store(acc, (2 * GATES + 1) * w, load(acc, (2 * GATES + 1) * w) + d)
 
 
+@device
+def groups_in(panels, rows, coupled):
+    """Into how many groups panels are put, for so many rows: three gates are packed by themselves."""
+    if coupled is None:
+        return groups_for(panels)
+    return groups_of_few(panels, rows)
+
+
 # ---------------------------------------------------------------------------------------------------
-# One panel of one step, for some rows: the item that workers take
+# A group or a panel of one step, for some rows: the item that workers take
 # ---------------------------------------------------------------------------------------------------
 
 
 @part
 def forward_item(
-    row0, row1, panel, n, before, c_row, total, i_size, h_size, o_size, h_line, flags,
+    row0, row1, panel0, panel1, n, before, c_row, total, i_size, h_size, o_size, h_line, flags,
     x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c0, c, gates, z,
 ):  # fmt: skip
-    """c : rows of H numbers, from c_row on written
+    """The panels of a group, from panel0 to before panel1.
+
+    c : rows of H numbers, from c_row on written
     to : rows of to_line numbers, from to_row on: h, or what is projected to it, written
     """
     lane = lanes_of(w)
     number = GATES if coupled is None else GATES - 1
-    line, w_line = GATES * lane, number * lane
-    training = flags & TRAINING
-    at = panel * (1 + i_size + o_size) * w_line
-    u_at = at + w_line
-    unit = panel * lane
-    count = h_size - unit
+    one, training = GATES * lane, flags & TRAINING
+    line = (panel1 - panel0) * one
+    vectors = (panel1 - panel0) * number
+    # Three gates of a panel are packed by themselves, four of all panels of a group together.
+    at, b_next = panel0 * (1 + i_size + o_size) * number * lane, number * lane
+    u_at = at + vectors * lane
+    if coupled is not None:
+        u_at, b_next = at + b_next, (1 + i_size + o_size) * b_next
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
         if flags & INDEXED:
             for r in range(rows):
                 row = n + r0 + r if len(ids) == 0 else ids[n + r0 + r]
-                for g in range(number):
-                    copy_in(z, r * line + g * lane, table, (row * number + g) * h_size + unit, count)
+                for panel in range(panel0, panel1):
+                    for g in range(number):
+                        unit, z_at = panel * lane, r * line + (panel - panel0) * one + g * lane
+                        copy_in(z, z_at, table, (row * number + g) * h_size + unit, h_size - unit)
         else:
-            for r in range(rows):
-                copy_line(z, r * line, w, at)  # of three gates with a vector that follows them, which nobody looks at
+            for k in range(panel1 - panel0):
+                for r in range(rows):
+                    # Of three gates with a vector that follows them, which nobody looks at.
+                    copy_line(z, r * line + k * one, w, at + k * b_next)
         h0_at, c0_at = (before + r0) * h_line, (before + r0) * h_size
         x_at = (n + r0) * i_size
         # Alone, 0.97 to 0.99 of the time with 2 to 16 rows; of one row 1.04 at H = 32. In training it gained nothing,
         # nor where c is read; a GRU takes 0.98 to 0.99 alone, but up to 1.016 on two threads.
-        for r in range(rows if rows > 1 and not training else 0):
-            fetch(to, (to_row + r0 + r) * to_line + unit)
-        if coupled is None:  # with INDEXED i_size is 0
+        for panel in range(panel0, panel1):
+            for r in range(rows if rows > 1 and not training else 0):
+                fetch(to, (to_row + r0 + r) * to_line + panel * lane)
+        if coupled is not None:  # with INDEXED i_size is 0
+            tiles_of_panels(
+                z, 0, line, one, rows, panel1 - panel0,
+                x, x_at, i_size, i_size, h0, h0_at, h_line, o_size, w, u_at, b_next,
+            )  # fmt: skip
+        elif GROUP == 1:
             tiles_of_two(z, 0, line, rows, 4, x, x_at, i_size, i_size, h0, h0_at, h_line, o_size, w, u_at, OWN)
         else:
-            tiles_of_two(z, 0, line, rows, 3, x, x_at, i_size, i_size, h0, h0_at, h_line, o_size, w, u_at, OWN)
-        if full is not None:
-            p_at = panel * (number - 1) * h_size * lane
-            if coupled is None:
-                tiles(z, 0, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, SHARED)
-            else:
-                tiles(z, 0, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, SHARED)
-        p_at, last = unit * (number - 1), number - 1
-        for k in range(rows):
-            r = inwards(k, rows)
-            z_at, g_at = r * line, tape_at(w, panel, total, n + r0 + r)
-            c0_at = ((before if training else 0) + r0 + r) * h_size + unit
-            c_at = (c_row + r0 + r) * h_size + unit
-            if training:
-                cell_open(z, z_at, c0, c0_at, c, c_at, count, peep, p_at, form, coupled, gates, g_at)
-            else:
-                cell_open(z, z_at, c0, c0_at, c, c_at, count, peep, p_at, form, coupled)
-            if full is not None:  # z_o is left where o belongs
-                copy_in(gates, g_at + last * block_of(w), z, z_at + last * lane, lane)
-        p_at += (last - 1) * lane
-        for k in range(rows if full is None else 0):
-            r = inwards(k, rows)
-            z_at, g_at = r * line + last * lane, tape_at(w, panel, total, n + r0 + r) + last * block_of(w)
-            c_at, to_at = (c_row + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
-            if training:
-                cell_close(z, z_at, c, c_at, to, to_at, count, peep, p_at, form, gates, g_at)
-            else:
-                cell_close(z, z_at, c, c_at, to, to_at, count, peep, p_at, form)
+            tiles_of_group(z, line, rows, vectors, x, x_at, i_size, i_size, h0, h0_at, h_line, o_size, w, u_at)
+        for panel in range(panel0, panel1):
+            unit, of_panel = panel * lane, (panel - panel0) * one
+            count = h_size - unit
+            if full is not None:
+                p_at = panel * (number - 1) * h_size * lane
+                if coupled is None:
+                    tiles(z, of_panel, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, SHARED)
+                else:
+                    tiles(z, of_panel, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, SHARED)
+            p_at, last = unit * (number - 1), number - 1
+            for k in range(rows):
+                r = inwards(k, rows)
+                z_at, g_at = r * line + of_panel, tape_at(w, panel, total, n + r0 + r)
+                cp_at = ((before if training else 0) + r0 + r) * h_size + unit
+                c_at = (c_row + r0 + r) * h_size + unit
+                if training:
+                    cell_open(z, z_at, c0, cp_at, c, c_at, count, peep, p_at, form, coupled, gates, g_at)
+                else:
+                    cell_open(z, z_at, c0, cp_at, c, c_at, count, peep, p_at, form, coupled)
+                if full is not None:  # z_o is left where o belongs
+                    copy_in(gates, g_at + last * block_of(w), z, z_at + last * lane, lane)
+            p_at += (last - 1) * lane
+            for k in range(rows if full is None else 0):
+                r = inwards(k, rows)
+                z_at, g_at = r * line + of_panel + last * lane, tape_at(w, panel, total, n + r0 + r)
+                c_at, to_at = (c_row + r0 + r) * h_size + unit, (to_row + r0 + r) * to_line + unit
+                if training:
+                    o_at = g_at + last * block_of(w)
+                    cell_close(z, z_at, c, c_at, to, to_at, count, peep, p_at, form, gates, o_at)
+                else:
+                    cell_close(z, z_at, c, c_at, to, to_at, count, peep, p_at, form)
 
 
 @part
@@ -559,30 +593,37 @@ def gain_at(gain, panel, number):
 
 @part
 def product_item_norm(
-    row0, row1, first, span, before, kept, kept_rows, batch, h_size, o_size, h_line, w, coupled, h0, v, parts, z
+    row0, row1, first, end, before, kept, kept_rows, batch, h_size, o_size, h_line, w, coupled, h0, v, parts, z
 ):
-    """With normalisation: W h' of whole blocks, `span` panels from the first on, and its partials."""
+    """With normalisation: W h' of whole blocks, the panels from first to before end, and its partials."""
     lane, size = lanes_of(w), block_of(w)
     number = GATES if coupled is None else GATES - 1
-    line, w_line = GATES * lane, number * lane
+    one, line, several = GATES * lane, GROUP * GATES * lane, size // lane
     blocks = blocks_for(w, h_size)
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
         h0_at = (before + r0) * h_line
-        for b in range(first * lane // size, (first + span) * lane // size):
-            for panel in range(b * (size // lane), (b + 1) * (size // lane)):
-                for r in range(rows):
+        for b in range(first * lane // size, end * lane // size):
+            for r in range(rows):
+                for k in range(0, several * one, lane):
+                    copy_in(z, r * line + k, v, 0, 0)
+            w_at = b * several * (1 + o_size) * number * lane
+            if coupled is not None:
+                tiles_of_panels(
+                    z, 0, line, one, rows, several, h0, h0_at, 0, 0, h0, h0_at, h_line, o_size,
+                    w, w_at + number * lane, (1 + o_size) * number * lane,
+                )  # fmt: skip
+            elif GROUP == 1:
+                tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at + one, OWN)
+            else:
+                tiles_of_group(
+                    z, line, rows, several * GATES, h0, h0_at, 0, 0, h0, h0_at, h_line, o_size, w, w_at + several * one
+                )  # fmt: skip
+            for r in range(rows):
+                for k in range(several):
+                    v_at = tape_at(w, b * several + k, kept_rows, kept + r0 + r)
                     for g in range(number):
-                        copy_in(z, r * line + g * lane, v, 0, 0)
-                w_at = (panel * (1 + o_size) + 1) * w_line
-                if coupled is None:
-                    tiles(z, 0, line, rows, 4, h0, h0_at, h_line, o_size, 0, 1, w, w_at, OWN)
-                else:
-                    tiles(z, 0, line, rows, 3, h0, h0_at, h_line, o_size, 0, 1, w, w_at, OWN)
-                for r in range(rows):
-                    v_at = tape_at(w, panel, kept_rows, kept + r0 + r)
-                    for g in range(number):
-                        copy_out(v, v_at + g * size, z, r * line + g * lane, lane)
+                        copy_out(v, v_at + g * size, z, r * line + k * one + g * lane, lane)
             count = min(size, h_size - b * size)
             for r in range(rows):
                 v_at, at = (b * kept_rows + kept + r0 + r) * TAPE * size, b * batch + r0 + r
@@ -591,13 +632,14 @@ def product_item_norm(
 
 @part
 def open_item_norm(
-    row0, row1, first, span, n, before, after, total, kept, kept_rows, batch, h_size, o_size, flags,
+    row0, row1, first, end, n, before, after, total, kept, kept_rows, batch, h_size, o_size, flags,
     ids, table, w, peep, form, coupled, gain, epsilon, c, gates, v, parts, scales, stats,
 ):  # fmt: skip
     """When all partials of W h' are there: gates and c, and the partials of c."""
     lane, size = lanes_of(w), block_of(w)
     number = GATES if coupled is None else GATES - 1
-    blocks = blocks_for(w, h_size)
+    blocks, several = blocks_for(w, h_size), size // lane
+    b_next = number * lane if coupled is None else (1 + o_size) * number * lane
     training = flags & TRAINING
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
@@ -605,11 +647,12 @@ def open_item_norm(
         if training and first == 0:
             for r in range(0, rows, lane):
                 copy_rows(scales, SCALE * total + n + r0 + r, stats, CHUNK + r, rows - r)
-        for b in range(first * lane // size, (first + span) * lane // size):
-            for panel in range(b * (size // lane), (b + 1) * (size // lane)):
+        for b in range(first * lane // size, end * lane // size):
+            for panel in range(b * several, (b + 1) * several):
                 unit = panel * lane
                 count = h_size - unit
-                b_at, p_at = panel * (1 + o_size) * number * lane, unit * (number - 1)
+                b_at, p_at = b * several * (1 + o_size) * number * lane, unit * (number - 1)
+                b_at += (panel - b * several) * b_next
                 for r in range(rows):
                     v_at = tape_at(w, panel, kept_rows, kept + r0 + r)
                     x_at = ids[n + r0 + r] * number * h_size + unit
@@ -627,7 +670,7 @@ def open_item_norm(
 
 @part
 def close_item_norm(
-    row0, row1, first, span, n, after, total, kept, kept_rows, batch, h_size, flags, form, coupled, gain, epsilon,
+    row0, row1, first, end, n, after, total, kept, kept_rows, batch, h_size, flags, form, coupled, gain, epsilon,
     c, gates, to, to_row, to_line, parts, scales, stats,
 ):  # fmt: skip
     """When all partials of c are there: h, or what is projected to it."""
@@ -642,7 +685,7 @@ def close_item_norm(
             for r in range(0, rows, lane):
                 copy_rows(scales, MEAN_C * total + n + r0 + r, stats, r, rows - r)
                 copy_rows(scales, SCALE_C * total + n + r0 + r, stats, CHUNK + r, rows - r)
-        for panel in range(first, first + span):
+        for panel in range(first, end):
             unit = panel * lane
             c_gain = gain_at(gain, panel, number) + 2 * number * block_of(gain)
             for r in range(rows):
@@ -1036,18 +1079,22 @@ def lstm_forward(
     scales : with TRAINING (7, total), written: what backward needs of rows, but for the means
     """
     panels = panels_for(w, h_size)
-    z, stats = stack(w, WORK), stack(w, STATS)
+    z, stats = stack(w, ROOM), stack(w, STATS)
     if drop is None:
         h0, h0_line = h, h_line
     else:
         h0, h0_line = dropped, o_size
     phases = (1 if full is None else 2) + (0 if wr is None else 1) + (0 if gain is None else 2)
-    alone = 1 if gain is None else block_of(w) // lanes_of(w)  # partials are those of whole blocks
+    # With normalisation a group is a block: partials are those of whole blocks.
+    groups = blocks_for(w, h_size) if gain is not None else groups_in(panels, counts[0], coupled)
     last = steps * phases
     length = steps_of_item(flags & BY_ROWS, last, counts[0] // pieces, GATES * h_size * (i_size + o_size))
-    span = panels if flags & BY_ROWS else alone
-    for start, item in turns(tickets, 0, worker, workers, (last + length - 1) // length, panels // span * pieces):
-        first, piece = item // pieces * span, item % pieces
+    span = groups if flags & BY_ROWS else 1
+    for start, item in turns(tickets, 0, worker, workers, (last + length - 1) // length, groups // span * pieces):
+        group, piece = item // pieces, item % pieces
+        first, end = bounds_of(group, groups, panels)
+        if span > 1:
+            end = panels
         for k in range(start * length, min(last, start * length + length)):
             s, phase = k // phases, k % phases
             row0, row1 = rows_of(piece, pieces, counts[s], bounds, flags & BY_ROWS)
@@ -1065,25 +1112,27 @@ def lstm_forward(
                 kept, kept_rows = (n, total) if flags & TRAINING else (0, batch)
                 if phase == 0:
                     product_item_norm(
-                        row0, row1, first, span, at[s], kept, kept_rows, batch, h_size, o_size, h_line,
+                        row0, row1, first, end, at[s], kept, kept_rows, batch, h_size, o_size, h_line,
                         w, coupled, h, v, parts, z,
                     )  # fmt: skip
                 elif phase == 1:
                     open_item_norm(
-                        row0, row1, first, span, n, at[s], at[s + 1], total, kept, kept_rows, batch, h_size, o_size,
+                        row0, row1, first, end, n, at[s], at[s + 1], total, kept, kept_rows, batch, h_size, o_size,
                         flags, ids, table, w, peep, form, coupled, gain, epsilon, c, gates, v, parts, scales, stats,
                     )  # fmt: skip
                 elif phase == 2:
                     close_item_norm(
-                        row0, row1, first, span, n, at[s + 1], total, kept, kept_rows, batch, h_size, flags,
+                        row0, row1, first, end, n, at[s + 1], total, kept, kept_rows, batch, h_size, flags,
                         form, coupled, gain, epsilon, c, gates, to, to_row, to_line, parts, scales, stats,
                     )  # fmt: skip
-            for panel in range(first, first + span):
-                if gain is None and phase == 0:
+            for g in range(group, group + span if gain is None and phase == 0 else group):
+                panel0, panel1 = bounds_of(g, groups, panels)
+                if gain is None:
                     forward_item(
-                        row0, row1, panel, n, at[s], new_row, total, i_size, h_size, o_size, h0_line, flags,
+                        row0, row1, panel0, panel1, n, at[s], new_row, total, i_size, h_size, o_size, h0_line, flags,
                         x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c, new, gates, z,
                     )  # fmt: skip
+            for panel in range(first, end):
                 if keep_c is not None and phase == 0:
                     zone_out(
                         row0, row1, panel, 1, h_size, new, new_row, h_size, c, c0_row, c_row, h_size,
@@ -1262,10 +1311,11 @@ def lstm_backward(
 
 
 @part
-def step_item(row0, row1, panel, t, below, before, y, given):
-    batch, i_size, h_size, flags, w, peep, form, coupled, c0, c, z, none = given
+def step_item(row0, row1, group, t, below, before, y, given):
+    batch, i_size, h_size, flags, panels, groups, w, peep, form, coupled, c0, c, z, none = given
+    panel0, panel1 = bounds_of(group, groups, panels)
     forward_item(
-        row0, row1, panel, 0, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
+        row0, row1, panel0, panel1, 0, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
         below, NO_IDS, below, w, peep, None, form, coupled, before, y, 0, h_size, c0 if t == 0 else c, c, none, z,
     )  # fmt: skip
 
@@ -1290,9 +1340,10 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, 
         return False
     i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
     c = out[steps + 1][layer]
-    given = batch, i_size, h_size, flags, w, peep, form, coupled, c_0[layer], c, stack(w, WORK), stack(w, 1)
+    groups, z = groups_in(panels, batch, coupled), stack(w, ROOM)
+    given = batch, i_size, h_size, flags, panels, groups, w, peep, form, coupled, c_0[layer], c, z, stack(w, 1)
     share(tickets, 0, worker)
-    few_steps(worker, workers, tickets, w, layer, turn, pieces, panels, x, out, h_0, step_item, given)
+    few_steps(worker, workers, tickets, w, layer, turn, pieces, groups, x, out, h_0, step_item, given)
     return True
 
 
@@ -1306,9 +1357,10 @@ def lstm_write(
     peep : packed diagonal peepholes of all layers, read, or None; form, coupled : as lstm_forward
     c : (L, B, H), read, overwritten by the final ones
     """
-    panels = panels_for(w, h_size)
-    z, none = stack(w, WORK), stack(w, 1)
-    size, peeps = batch * h_size, (GATES - 1 if coupled is None else GATES - 2) * panels * lanes_of(w)
+    panels, number = panels_for(w, h_size), GATES if coupled is None else GATES - 1
+    groups = groups_in(panels, batch, coupled)
+    z, none = stack(w, ROOM), stack(w, 1)
+    size, peeps = batch * h_size, (number - 1) * panels * lanes_of(w)
     length = steps_of_item(1, count, batch // pieces, len(w) + len(packed))
     for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
         row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
@@ -1321,9 +1373,10 @@ def lstm_write(
                 else:
                     p = peep[layer * peeps :]
                 own, state = w[starts[layer] : starts[layer + 1]], c[layer * size :]
-                for panel in range(panels):
+                for g in range(groups):
+                    panel0, panel1 = bounds_of(g, groups, panels)
                     forward_item(
-                        row0, row1, panel, row, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
+                        row0, row1, panel0, panel1, row, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
                         h[below:], ids, table, own, p, None, form, coupled, h[before:], h[after:], 0, h_size,
                         state, state, none, z,
                     )  # fmt: skip
@@ -1339,24 +1392,32 @@ def lstm_write(
 
 
 @kernel
-def lstm_pack(worker, workers, tickets, number, i_size, h_size, o_size, u, w, b_ih, b_hh, packed):
+def lstm_pack(worker, workers, tickets, number, groups, i_size, h_size, o_size, u, w, b_ih, b_hh, packed):
     """Weights as lstm_forward wants them.
 
     number : of gates, G
+    groups : of panels, each packed together
     u : (GH, I), read; w : (GH, O), read; b_ih, b_hh : (GH,) or empty, read
     packed : P panels, written
     """
     lane = lanes_of(packed)
-    line = number * lane
-    for _, panel in turns(tickets, 0, worker, workers, 1, panels_for(packed, h_size)):
-        at = panel * (1 + i_size + o_size) * line
-        unit = panel * lane
-        rows = max(0, min(lane, h_size - unit))
-        for g in range(number):
-            add_biases(packed, at + g * lane, b_ih, b_hh, g * h_size + unit, rows)
-            u_at = at + line + g * lane
-            pack_transposed(packed, u_at, line, u, g * h_size + unit, rows, i_size, lane)
-            pack_transposed(packed, u_at + i_size * line, line, w, g * h_size + unit, rows, o_size, lane)
+    panels = panels_for(packed, h_size)
+    for _, group in turns(tickets, 0, worker, workers, 1, groups):
+        first, end = bounds_of(group, groups, panels)
+        vectors = (end - first) * number
+        strips, b_at = strips_for(vectors), first * number * (1 + i_size + o_size) * lane
+        for s in range(strips):
+            v0, v1 = vectors * s // strips, vectors * (s + 1) // strips
+            line, strip = (v1 - v0) * lane, b_at + (vectors + v0 * (i_size + o_size)) * lane
+            for v in range(v0, v1):
+                unit, g = (first + v // number) * lane, v % number
+                rows = max(0, min(lane, h_size - unit))
+                add_biases(packed, b_at + v * lane, b_ih, b_hh, g * h_size + unit, rows)
+                for of_w in (False, True):  # one text, of which a kernel is compiled in 0.8 of the time of two
+                    source, columns, above = (w, o_size, i_size * line) if of_w else (u, i_size, 0)
+                    pack_transposed(
+                        packed, strip + (v - v0) * lane + above, line, source, g * h_size + unit, rows, columns, lane
+                    )
 
 
 @kernel

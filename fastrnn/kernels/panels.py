@@ -3,6 +3,16 @@
 A *line* is what one tile row holds: up to COLS vectors side by side. A packed panel is one line for each value of the
 summed index, contiguous, with zeros where the matrix has ended.
 
+Panels of a forward are in groups, which are the items of a step. Of registers there are 32 or 16. With 32 a group is a
+panel. With 16 it is two or three panels of four vectors, packed together: first the biases of all, then strips of three
+vectors (eight are 2 + 3 + 3), a strip after the other. A tile of a strip and four rows takes 12 registers, and reads a
+line of 96 bytes for four rows; 4 x 4 had to be done as 4 x 2 twice, each of which read every second line of 64. An LSTM
+(25, 4, 512, 512) takes 0.78 of the time of that on Zen 3, (150, 4, 256, 256) 0.82, (30, 8, 512, 512) 0.89,
+(30, 16, 512, 512) 0.92, and from 32 rows on 0.95 to 1.0. And one row keeps only as many multiply-adds going as a tile
+has columns, where eight could be: it takes all strips of a group at once, (672, 1, 32, 32) in 0.8 of the time. (Strips
+of two vectors, of one panel: 1.1 to 1.3 of the time of three with four rows and more. Strips of three for backward and
+the products of all rows: 0.97 to 1.08.)
+
 Steps and rows. The kernels of a cell go through the steps of one direction; where the rows of a step lie is told by
 
     at       (T + 1,) int64: step s has its previous states from row at[s] on and writes its own from row at[s + 1]
@@ -18,8 +28,8 @@ lengths, longest first, one step after the other without gaps.
 import numpy as np
 
 from .._jit import device, part
-from ..simd.target import COLS, VECTOR_BYTES
-from ..simd.tile import AHEAD, tile, tiles_for
+from ..simd.target import COLS, GROUP, STRIP, VECTOR_BYTES, groups
+from ..simd.tile import AHEAD, NARROW, OWN, SHARED, strips, tile, tiles_for
 from ..simd.vector import block_of, greatest, lanes, lanes_of, least, load, pointwise, prefetch, store, transpose
 
 # Values of the summed index that `tiles` takes at a time: 128 KiB of float32 lines.
@@ -28,10 +38,12 @@ DEPTH = 512
 # Bytes of packed weights up to which they are taken to be in the second-level cache, where each worker has its share.
 NEAR = 5 << 18
 
-# Rows whose pre-activations are in working memory at a time, and the vectors that they take: 33 KiB of the stack. A
+# Rows whose pre-activations are in working memory at a time, and the vectors that they take: 33 KiB of the stack, or of
+# a group 50. A
 # multiple of every ROWS. With 96 a batch of 128 went through the weights twice: 4 % of lstm_forward.
 CHUNK = 132
 WORK = CHUNK * COLS
+ROOM = GROUP * WORK
 
 # Multiply-adds: what a row of a step costs beside its own, about; and the most that an item by rows has of them.
 OVERHEAD, LONGEST = 500, 200_000_000
@@ -145,6 +157,71 @@ def tiles(c, c_off, c_stride, rows, cols, a, a_off, stride, seg, seg_stride, n_s
 
 
 @device
+def strips_for(vectors):
+    """In how many strips the vectors of a group are: strip s has those from vectors * s // strips on."""
+    return 1 if vectors <= COLS else (vectors + STRIP - 1) // STRIP
+
+
+@part
+def tiles_of_group(c, c_stride, rows, vectors, x, x_off, x_stride, x_depth, a, a_off, stride, depth, b, b_off):
+    """The same, from the start of `c`, for the vectors of a group: strip after strip, or for one or two rows as many of
+    them as there are registers for.
+    """
+    count, lane, s = strips_for(vectors), lanes_of(b), 0
+    apart = (x_depth + depth) * lane
+    while s < count:
+        v, beside = vectors * s // count, 1
+        if rows == 1 and (vectors == 8 or vectors == 12):
+            beside = count
+        elif rows == 2 and s + 1 < count and vectors * (s + 2) // count - v > COLS:
+            beside = 2
+        width = vectors * (s + beside) // count - v
+        if beside > 1:
+            strips(
+                c, v * lane, c_stride, rows, width, x, x_off, x_stride, x_depth,
+                a, a_off, stride, depth, 0, min(depth, 1), b, b_off + v * apart, 0, apart, 0,
+            )  # fmt: skip
+        else:
+            tiles_of_two(
+                c, v * lane, c_stride, rows, width,
+                x, x_off, x_stride, x_depth, a, a_off, stride, depth, b, b_off + v * apart, NARROW,
+            )  # fmt: skip
+        s += beside
+
+
+@part
+def tiles_of_panels(
+    c, c_off, c_stride, c_next, rows, panels, x, x_off, x_stride, x_depth, a, a_off, stride, depth, b, b_off, b_next
+):  # fmt: skip
+    """The same for panels of three vectors, each packed by itself; for one or two rows several at once, likewise.
+
+    c_next, b_next : from panel to panel
+    """
+    if GROUP == 1:
+        tiles_of_two(
+            c, c_off, c_stride, rows, 3, x, x_off, x_stride, x_depth, a, a_off, stride, depth, b, b_off, OWN
+        )  # fmt: skip
+    else:
+        lane, k = lanes_of(b), 0
+        apart = (x_depth + depth) * lane
+        while k < panels:
+            beside = panels - k if rows == 1 else min(2, panels - k)
+            if rows <= 2 and beside > 1:
+                strips(
+                    c, c_off + k * c_next, c_stride, rows, 3 * beside, x, x_off, x_stride, x_depth,
+                    a, a_off, stride, depth, 0, min(depth, 1), b, b_off + k * b_next, c_next - 3 * lane, apart,
+                    b_next - 3 * apart,
+                )  # fmt: skip
+            else:
+                beside = 1
+                tiles_of_two(
+                    c, c_off + k * c_next, c_stride, rows, 3,
+                    x, x_off, x_stride, x_depth, a, a_off, stride, depth, b, b_off + k * b_next, SHARED,
+                )  # fmt: skip
+            k += beside
+
+
+@device
 def blocks_for(a, h_size):
     """Blocks of hidden units in a tape, N."""
     return (h_size + block_of(a) - 1) // block_of(a)
@@ -154,6 +231,26 @@ def blocks_for(a, h_size):
 def panels_for(a, h_size):
     """Panels of hidden units, P: as many as fill the blocks."""
     return blocks_for(a, h_size) * (block_of(a) // lanes_of(a))
+
+
+groups_for = device(groups)
+
+
+@device
+def bounds_of(group, groups, panels):
+    """The panels of a group: the first, and that after the last."""
+    if GROUP == 1:
+        return group, group + 1
+    if groups == panels:
+        return group, group + 1
+    return panels * group // groups, panels * (group + 1) // groups
+
+
+@device
+def groups_of_few(panels, rows):
+    """`groups_for` panels that are packed by themselves: with many rows each is a group, as there is no gain."""
+    # In groups, which are fewer items for two workers, a GRU (100, 32, 128, 256) took 1.02 to 1.06 of the time.
+    return groups_for(panels) if rows <= 2 else panels
 
 
 @device

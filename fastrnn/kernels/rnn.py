@@ -8,9 +8,10 @@ The other form has the state before F, h = U x + W F(h') + b. With a = F(h) it i
 h, but for both ends: the first a is F of the first h, and what is returned is the last h. So there are the same loops
 and the same tape, of a; what is done besides stands under `last`, in the forward, and `before`, in the backward.
 
-A panel is COLS * W hidden units, W the lanes of a vector, the last one as narrow as it can be; S = ceil(H / W) W.
+A panel is COLS * W hidden units, W the lanes of a vector, the last one as narrow as it can be; S = ceil(H / W) W. A
+forward takes them in groups (panels.py), backward one by one.
 
-    packed weights   S (1 + I + H)       a panel after the other: b (line), U (I x line), W (H x line)
+    packed weights   S (1 + I + H)       a group after the other: b, then each of its strips: U (I lines), W (H lines)
     tape             (T + 1) B H         states; the output is a view of them: F' is known from F;  last: B H
     backward         T B H  for dZ
     regularisers     recurrent dropout B H  for the mask, (T + 1) B H  for drop h; zoneout T B H  for the mask
@@ -19,10 +20,10 @@ What a row's numbers are depends on that row alone: each pre-activation is one c
 before h, ascending.
 """
 
-from .._jit import kernel, part
+from .._jit import device, kernel, part
 from ..simd.post import share
 from ..simd.sync import turns
-from ..simd.target import COLS
+from ..simd.target import COLS, GROUP
 from ..simd.tile import OWN, SHARED
 from ..simd.vector import lanes_of, load, pointwise, stack, store
 from .activations import drelu, dsigmoid, dtanh, relu, sigmoid, tanh
@@ -31,16 +32,21 @@ from .masks import add_carried, drop_out, drop_out_backward, hold, zone_out
 from .panels import (
     CHUNK,
     NO_IDS,
+    ROOM,
     WORK,
     add_biases,
     add_in,
     add_rows,
+    bounds_of,
     copy_in,
     copy_out,
+    groups_for,
     pack_transposed,
     rows_of,
     steps_of_item,
+    strips_for,
     tiles,
+    tiles_of_group,
     tiles_of_two,
 )
 from .writing import places, write_item
@@ -115,42 +121,56 @@ def activate_backward(nonlinearity, dh, dh_off, h, h_off, dz, dz_off, count):
         copy_out(dz, dz_off, dh, dh_off, count)
 
 
+@device
+def vectors_of(group, groups, panels, vectors):
+    """The first vector of a group, and how many it has."""
+    panel0, panel1 = bounds_of(group, groups, panels)
+    return panel0 * COLS, min((panel1 - panel0) * COLS, vectors - panel0 * COLS)
+
+
 # ---------------------------------------------------------------------------------------------------
-# One panel of one step, for some rows: the item that workers take
+# A group or a panel of one step, for some rows: the item that workers take
 # ---------------------------------------------------------------------------------------------------
 
 
 @part
 def forward_item(
-    row0, row1, q, n, previous, after, i_size, h_size, h0_line, h_line, flags, nonlinearity,
+    row0, row1, first, cols, n, previous, after, i_size, h_size, h0_line, h_line, flags, nonlinearity,
     x, ids, table, w, last, h0, h, z,
 ):  # fmt: skip
+    """A group: `cols` vectors, from the first on."""
     lane = lanes_of(w)
-    vectors = (h_size + lane - 1) // lane
-    first = q * COLS
-    cols = min(COLS, vectors - first)
     line = cols * lane
     at = first * lane * (1 + i_size + h_size)
     for r0 in range(row0, row1, CHUNK):
         rows = min(CHUNK, row1 - r0)
-        for r in range(rows):
-            for k in range(cols):
+        for k in range(cols):
+            unit = (first + k) * lane
+            for r in range(rows):
                 to = r * line + k * lane
                 if flags & INDEXED:
-                    unit, row = (first + k) * lane, n + r0 + r if len(ids) == 0 else ids[n + r0 + r]
+                    row = n + r0 + r if len(ids) == 0 else ids[n + r0 + r]
                     copy_in(z, to, table, row * h_size + unit, h_size - unit)
                 else:
                     copy_in(z, to, w, at + k * lane, lane)
         x_at, h0_at = (n + r0) * i_size, (previous + r0) * h0_line
-        tiles_of_two(z, 0, line, rows, cols, x, x_at, i_size, i_size, h0, h0_at, h0_line, h_size, w, at + line, OWN)
+        u_at = at + line
+        if GROUP == 1:  # noqa: SIM114 - of an `or` Numba leaves no side out
+            tiles_of_two(z, 0, line, rows, cols, x, x_at, i_size, i_size, h0, h0_at, h0_line, h_size, w, u_at, OWN)
+        elif cols <= COLS:  # in two strips one row would take 1.5 of the time
+            tiles_of_two(z, 0, line, rows, cols, x, x_at, i_size, i_size, h0, h0_at, h0_line, h_size, w, u_at, OWN)
+        else:
+            tiles_of_group(z, line, rows, cols, x, x_at, i_size, i_size, h0, h0_at, h0_line, h_size, w, u_at)
+        # In twos, as LLVM writes a loop of at most COLS out: of one row 0.95 of the time of a loop over `cols`.
         for r in range(rows):
-            for k in range(cols):
-                unit = (first + k) * lane
-                z_at = r * line + k * lane
-                h_at = (after + r0 + r) * h_line + unit
-                if last is not None:
-                    copy_out(last, (r0 + r) * h_size + unit, z, z_at, h_size - unit)
-                activate(nonlinearity, z, z_at, h, h_at, h_size - unit)
+            for v in range(0, cols, COLS):
+                for k in range(v, min(v + COLS, cols)):
+                    unit = (first + k) * lane
+                    z_at = r * line + k * lane
+                    h_at = (after + r0 + r) * h_line + unit
+                    if last is not None:
+                        copy_out(last, (r0 + r) * h_size + unit, z, z_at, h_size - unit)
+                    activate(nonlinearity, z, z_at, h, h_at, h_size - unit)
 
 
 @part
@@ -253,7 +273,8 @@ def rnn_forward(
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
     panels = (vectors + COLS - 1) // COLS
-    z = stack(w, WORK)
+    groups = groups_for(panels)
+    z = stack(w, ROOM)
     if drop is None:
         h0, h0_line = h, h_line
     else:
@@ -264,24 +285,25 @@ def rnn_forward(
                 copy_in(z, 0, last, r * h_size + k * lane, h_size - k * lane)
                 activate(nonlinearity, z, 0, h, (at[0] + r) * h_line + k * lane, h_size - k * lane)
     length = steps_of_item(flags & BY_ROWS, steps, counts[0] // pieces, h_size * (i_size + h_size))
-    span = panels if flags & BY_ROWS else 1
-    for start, item in turns(tickets, 0, worker, workers, (steps + length - 1) // length, panels // span * pieces):
+    span = groups if flags & BY_ROWS else 1
+    for start, item in turns(tickets, 0, worker, workers, (steps + length - 1) // length, groups // span * pieces):
         first, piece = item // pieces, item % pieces
         for s in range(start * length, min(steps, start * length + length)):
             row0, row1 = rows_of(piece, pieces, counts[s], bounds, flags & BY_ROWS)
-            for q in range(first, first + span):
-                n, cols = at[s + 1] - shift, min(COLS, vectors - q * COLS)
+            n = at[s + 1] - shift
+            for g in range(first, first + span):
+                vector, cols = vectors_of(g, groups, panels, vectors)
                 forward_item(
-                    row0, row1, q, n, at[s], at[s + 1], i_size, h_size, h0_line, h_line, flags, nonlinearity,
+                    row0, row1, vector, cols, n, at[s], at[s + 1], i_size, h_size, h0_line, h_line, flags, nonlinearity,
                     x, ids, table, w, last, h0, h, z,
                 )  # fmt: skip
                 if keep is not None:
                     zone_out(
-                        row0, row1, q * COLS, cols, h_size, h, at[s + 1], h_line, h, at[s], at[s + 1], h_line,
+                        row0, row1, vector, cols, h_size, h, at[s + 1], h_line, h, at[s], at[s + 1], h_line,
                         keep, n if each else -1,
                     )  # fmt: skip
                 if drop is not None:
-                    drop_out(row0, row1, q * COLS, cols, h_size, h, at[s + 1], h_line, drop, dropped)
+                    drop_out(row0, row1, vector, cols, h_size, h, at[s + 1], h_line, drop, dropped)
 
 
 @kernel
@@ -331,9 +353,10 @@ def rnn_backward(
 
 @part
 def step_item(row0, row1, group, t, below, before, y, given):
-    i_size, h_size, flags, nonlinearity, w, z = given
+    i_size, h_size, flags, groups, panels, vectors, nonlinearity, w, z = given
+    vector, cols = vectors_of(group, groups, panels, vectors)
     forward_item(
-        row0, row1, group, 0, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
+        row0, row1, vector, cols, 0, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
         below, NO_IDS, below, w, None, before, y, z,
     )  # fmt: skip
 
@@ -348,12 +371,13 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
     i_size = x.shape[2] if layer == 0 else h_size
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
-    groups = (vectors + COLS - 1) // COLS
+    panels = (vectors + COLS - 1) // COLS
+    groups = groups_for(panels)
     hoisted = layer == 0 and i_size == h_size and len(w) == vectors * lane * (1 + h_size)
     if not hoisted and len(w) != vectors * lane * (1 + i_size + h_size):
         return False
     i_size, flags = (0, INDEXED) if hoisted else (i_size, 0)
-    given = i_size, h_size, flags, nonlinearity, w, stack(w, WORK)
+    given = i_size, h_size, flags, groups, panels, vectors, nonlinearity, w, stack(w, ROOM)
     share(tickets, 0, worker)
     few_steps(worker, workers, tickets, w, layer, turn, pieces, groups, x, out, h_0, step_item, given)
     return True
@@ -367,7 +391,9 @@ def rnn_write(
     """A language model with these layers writes; see writing.py."""
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
-    z = stack(w, WORK)
+    panels = (vectors + COLS - 1) // COLS
+    groups = groups_for(panels)
+    z = stack(w, ROOM)
     size = batch * h_size
     length = steps_of_item(1, count, batch // pieces, len(w) + len(packed))
     for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
@@ -377,9 +403,10 @@ def rnn_write(
                 before, after, below = places(n, layer, layers, size)
                 row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
                 own = w[starts[layer] : starts[layer + 1]]
-                for q in range((vectors + COLS - 1) // COLS):
+                for g in range(groups):
+                    vector, cols = vectors_of(g, groups, panels, vectors)
                     forward_item(
-                        row0, row1, q, row, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
+                        row0, row1, vector, cols, row, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
                         h[below:], ids, table, own, None, h[before:], h[after:], z,
                     )  # fmt: skip
             write_item(
@@ -403,12 +430,16 @@ def rnn_pack(worker, workers, tickets, i_size, h_size, u, w, b_ih, b_hh, packed)
     lane = lanes_of(packed)
     vectors = (h_size + lane - 1) // lane
     panels = (vectors + COLS - 1) // COLS
-    for _, q in turns(tickets, 0, worker, workers, 1, panels):
-        unit = q * COLS * lane
-        line = min(COLS, vectors - q * COLS) * lane
-        rows = min(line, h_size - unit)
-        at = unit * (1 + i_size + h_size)
-        for k in range(0, line, lane):
-            add_biases(packed, at + k, b_ih, b_hh, unit + k, h_size - unit - k)
-        pack_transposed(packed, at + line, line, u, unit, rows, i_size, line)
-        pack_transposed(packed, at + line * (1 + i_size), line, w, unit, rows, h_size, line)
+    groups = groups_for(panels)
+    for _, group in turns(tickets, 0, worker, workers, 1, groups):
+        first, cols = vectors_of(group, groups, panels, vectors)
+        strips, b_at = strips_for(cols), first * lane * (1 + i_size + h_size)
+        for s in range(strips):
+            v = cols * s // strips
+            unit, line = (first + v) * lane, (cols * (s + 1) // strips - v) * lane
+            rows, at = min(line, h_size - unit), b_at + (cols + v * (i_size + h_size)) * lane
+            for k in range(0, line, lane):
+                add_biases(packed, b_at + v * lane + k, b_ih, b_hh, unit + k, h_size - unit - k)
+            for of_w in (False, True):  # one text, as in lstm.py
+                source, columns, above = (w, h_size, i_size * line) if of_w else (u, i_size, 0)
+                pack_transposed(packed, at + above, line, source, unit, rows, columns, line)

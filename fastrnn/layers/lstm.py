@@ -9,7 +9,7 @@ import numpy as np
 
 from ..checks import check_choice, check_dtype, check_flag, check_size
 from ..kernels import lstm as kernels
-from ..simd.target import COLS, lanes
+from ..simd.target import COLS, groups, lanes
 from ..threads import launch, workers_for
 from . import buffers
 from .norm import EPSILON, check_epsilon
@@ -281,9 +281,12 @@ class LSTM(Recurrent):
         b_ih, b_hh = (flat(f"{b}_{name}") if self.bias else empty for b in ("bias_ih", "bias_hh"))
         packed = buffers.aligned(self._panels * self.gates * (1 + i_size + o) * lanes(self.dtype), self.dtype)
         work = 8.0 * packed.size
+        # With normalisation, four gates of the panels of a block; see kernels/lstm.py.
+        together = self._panels if self.coupled else self._blocks if self.layer_norm else groups(self._panels)
         launch(
-            kernels.lstm_pack, workers_for(work, self._panels), 1, work,
-            self.gates, i_size, hidden, o, flat(f"weight_ih_{name}"), flat(f"weight_hh_{name}"), b_ih, b_hh, packed,
+            kernels.lstm_pack, workers_for(work, together), 1, work,
+            self.gates, together, i_size, hidden, o,
+            flat(f"weight_ih_{name}"), flat(f"weight_hh_{name}"), b_ih, b_hh, packed,
         )  # fmt: skip
         return packed
 

@@ -34,6 +34,21 @@ ROWS = 6 if REGISTERS == 32 else 4
 COLS = 4
 
 
+# The vectors that a forward's tile takes of a group of panels, and how many panels of four vectors are in a group. With
+# 16 registers it is 4 x 3, which does as much with each of its loads as 3 x 4, and reads a line for one row more.
+STRIP = 4 if REGISTERS == 32 else 3
+GROUP = 1 if REGISTERS == 32 else 3
+
+
+def groups(panels: int) -> int:
+    """In how many groups so many panels are: group g has those from panels * g // groups on.
+
+    As equal as can be, and an even number of them: two workers find as much to do.
+    """
+    count = -(-panels // GROUP)
+    return count if GROUP == 1 or count == 1 else count + count % 2
+
+
 def lanes(dtype: np.dtype | type | str) -> int:
     """How many values of `dtype` one vector holds.
 

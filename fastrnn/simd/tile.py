@@ -6,7 +6,7 @@ All `rows x cols` accumulators stay in registers for the whole sum. `b` is packe
 other. Each `a[r, k]` is read once and broadcast. The sum is one chain of fused multiply-adds in ascending `k` that
 starts from `c`: a tile shape decides who computes an element, never its value.
 
-There are two, for the two ways in which `a` lies:
+There are three, for the two ways in which `a` lies, and for more lines of `b` at once:
 
     tile      by rows, of two arrays one after the other, either of which may have none:
                   x[x_off + r * x_stride + k]                                   k < x_depth
@@ -14,6 +14,9 @@ There are two, for the two ways in which `a` lies:
               row-major (`seg` = all of it), or with the elements of a row in panels
     turned    by columns:
                   a[a_off + r + k * stride]                                     k < depth
+    strips    `tile` for one or two rows and as many strips of `b` as there are registers for: strip s, with v vectors
+              of columns before it, has its lines at b_off + v * apart + s * b_gap, and its part of `c` at
+              c_off + v * W + s * c_gap. With one strip, one row keeps three or four multiply-adds going, of eight
 
 A tile of one row reads a line of `b` for every line of multiply-adds. Where `b` is in the second-level cache it waits
 for that, unless lines are fetched AHEAD: 0 rows stand for one row that does so. A step of an LSTM with H = 128 takes
@@ -30,7 +33,7 @@ of sequences of 4 to 128 rows; the processor fetches those by itself.)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +42,7 @@ from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from .._jit import before_loading, device, kernel
-from .target import COLS, REGISTERS, ROWS
+from .target import COLS, REGISTERS, ROWS, STRIP
 from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, lanes, prefetch
 
 AHEAD = 4 if REGISTERS == 32 else 0  # lines of b, or none
@@ -48,11 +51,18 @@ EVERY_SECOND = 32  # lines of b
 FEW = 1  # rows of a tile that takes no longer than its call
 LINE = 64  # bytes
 
-TILE, TURNED, OF_ITS_OWN = "tile", "turned", "own"
+TILE, TURNED, STRIPS, OF_ITS_OWN = "tile", "turned", "strips", "own"
+
+# What `strips` takes: for so many columns, the widths of the strips that they are in; and with how many rows. They are
+# as many accumulators as there are registers for, or all that there are.
+WIDTHS = {5: (2, 3), 6: (3, 3), 8: (2, 3, 3), 9: (3, 3, 3), 12: (3, 3, 3, 3)}
+OF_STRIPS = [(1, 6), (1, 8), (1, 9), (1, 12), (2, 5), (2, 6)]
+BASE = 1 + max(WIDTHS)  # a shape's number is rows * BASE + columns
 
 # Whose the functions of so few rows are: every kernel's OWN, or SHARED as the others. Sequences of one row take 1.08 of
-# the time if they are shared; a kernel with its own takes 0.1 s more to compile.
-SHARED, OWN = 0, 1
+# the time if they are shared; a kernel with its own takes 0.1 s more to compile. And NARROW: shared, and of at most
+# STRIP columns. The wider ones, half of all, are not compiled then.
+SHARED, OWN, NARROW = 0, 1, 2
 
 
 def heights(kind: str) -> range:
@@ -81,6 +91,20 @@ def _twin(
     _multiply(c, c_off, c_stride, cols, np.concatenate([of_x, of_a], axis=1), b, b_off)
 
 
+def _strips_twin(
+    c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off,
+    c_gap, apart, b_gap,
+):  # fmt: skip
+    """`strips`, likewise: one after the other."""
+    first = 0
+    for k, width in enumerate(WIDTHS[cols]):
+        _twin(
+            c, c_off + first * lanes(c) + k * c_gap, c_stride, rows, width, x, x_off, x_stride, x_depth,
+            a, a_off, stride, seg, seg_stride, n_seg, b, b_off + first * apart + k * b_gap, SHARED,
+        )  # fmt: skip
+        first += width
+
+
 def _turned_twin(c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off):
     """`turned`, likewise."""
     left = a_off + np.arange(rows)[:, None] + np.arange(depth) * stride
@@ -101,7 +125,8 @@ def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int, kind: str
     """The function of a kind, TILE, TURNED or OF_ITS_OWN, for one shape, as `module` knows it."""
     ptr = _FLOATS[dtype].as_pointer()
     left = [ptr, I64, I64] if kind == TURNED else [ptr, I64, I64, ptr, I64, I64, I64, I64]
-    fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, *left, ptr])
+    more = [I64, I64, I64] if cols > COLS else []
+    fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, *left, ptr, *more])
     fn = cgutils.get_or_insert_function(module, fnty, f"fastrnn.{kind}.{_SUFFIX[dtype]}.{rows}x{cols}")
     fn.attributes.add("nounwind")
     return fn
@@ -138,62 +163,70 @@ def _pass(
     """Writes `some` of the columns of a tile, behind `entry`; returns behind what the next come."""
     module = fn.module
     ahead, rows, width = rows == 0, max(1, rows), len(some)
+    widths = WIDTHS.get(cols, (cols,))
     real, size = _FLOATS[dtype], dtype.itemsize
     n = lanes(np.empty(0, dtype))
     vec, ptr = ir.VectorType(real, n), real.as_pointer()
     zero, one, b_stride = (ir.Constant(I64, k) for k in (0, 1, cols * n))
+    of_strip = [(strip, k) for strip, w in enumerate(widths) for k in range(w)]
     fma = cgutils.get_or_insert_function(module, ir.FunctionType(vec, [vec] * 3), f"llvm.fma.v{n}{_SUFFIX[dtype]}")
     outer, inner, tail, done = (fn.append_basic_block(x) for x in ("outer", "inner", "tail", "done"))
 
-    def lines(bld: ir.IRBuilder, p: ir.Value, row_start: ir.Value) -> list[ir.Value]:
-        at = bld.gep(p, [row_start])
-        return [bld.bitcast(bld.gep(at, [ir.Constant(I64, j * n)]), vec.as_pointer()) for j in some]
+    def lines_of(bld: ir.IRBuilder, strips: Sequence[ir.Value]) -> list[ir.Value]:
+        at = [bld.gep(strips[s], [ir.Constant(I64, k * n)]) for s, k in (of_strip[j] for j in some)]
+        return [bld.bitcast(p, vec.as_pointer()) for p in at]
 
-    # What comes first, what after it, and how many there are.
+    # What of `a` comes first, what after it, and how many there are.
     bld = entry
     if kind == TURNED:
         c, c_stride, a, k_stride, depth, b = fn.args
         first, after, count = (a, one, depth), (a, one, depth), one
         seg_stride = zero
     else:
-        c, c_stride, x, x_stride, x_depth, a, stride, seg, seg_stride, n_seg, b = fn.args
+        c, c_stride, x, x_stride, x_depth, a, stride, seg, seg_stride, n_seg, b, *more = fn.args
         k_stride, two = one, bld.icmp_signed(">", x_depth, zero)
         then = bld.select(two, a, bld.gep(a, [seg_stride]))
         both = zip((x, x_stride, x_depth), (a, stride, seg), strict=True)
         first, after = [bld.select(two, of_x, of_a) for of_x, of_a in both], (then, stride, seg)
         count = bld.add(n_seg, bld.zext(two, I64))
+    c_of, strips = [c], [b]  # of each strip
+    for k in range(1, len(widths)):
+        c_gap, apart, b_gap = more
+        before = ir.Constant(I64, sum(widths[:k]))
+        c_of.append(bld.gep(c, [bld.add(bld.mul(before, ir.Constant(I64, n)), bld.mul(c_gap, ir.Constant(I64, k)))]))
+        strips.append(bld.gep(b, [bld.add(bld.mul(before, apart), bld.mul(b_gap, ir.Constant(I64, k)))]))
     row_of = [bld.mul(c_stride, ir.Constant(I64, r)) for r in range(rows)]
-    out = [p for r in range(rows) for p in lines(bld, c, row_of[r])]
+    out = [p for r in range(rows) for p in lines_of(bld, [bld.gep(p, [row_of[r]]) for p in c_of])]
     start = [bld.load(p, align=size) for p in out]
     soon = bld.mul(k_stride, ir.Constant(I64, SOON))
     bld.cbranch(bld.icmp_signed(">", count, zero), outer, done)
 
     bld = ir.IRBuilder(outer)
     s, r_stride, seg = bld.phi(I64), bld.phi(I64), bld.phi(I64)
-    a_seg, a_next, b_seg = bld.phi(ptr), bld.phi(ptr), bld.phi(ptr)
+    a_seg, a_next, b_seg = bld.phi(ptr), bld.phi(ptr), [bld.phi(ptr) for _ in widths]
     acc_outer = [bld.phi(vec) for _ in out]
-    entering = [zero, first[1], first[2], first[0], after[0], b, *start]
-    for phi, v in zip((s, r_stride, seg, a_seg, a_next, b_seg, *acc_outer), entering, strict=True):
+    entering = [zero, first[1], first[2], first[0], after[0], *strips, *start]
+    for phi, v in zip((s, r_stride, seg, a_seg, a_next, *b_seg, *acc_outer), entering, strict=True):
         phi.add_incoming(v, entry.block)
     left_of = [bld.mul(r_stride, ir.Constant(I64, r)) for r in range(rows)]
     bld.branch(inner)
 
     bld = ir.IRBuilder(inner)
     k = bld.phi(I64)
-    a_k, b_k = bld.phi(ptr), bld.phi(ptr)
+    a_k, b_k = bld.phi(ptr), [bld.phi(ptr) for _ in widths]
     acc = [bld.phi(vec) for _ in out]
-    for phi, v in [(k, ir.Constant(I64, 0)), (a_k, a_seg), (b_k, b_seg), *zip(acc, acc_outer, strict=True)]:
+    for phi, v in [(k, zero), (a_k, a_seg), *zip(b_k, b_seg, strict=True), *zip(acc, acc_outer, strict=True)]:
         phi.add_incoming(v, outer)
-    right = [bld.load(p, align=size) for p in lines(bld, b_k, ir.Constant(I64, 0))]
+    right = [bld.load(p, align=size) for p in lines_of(bld, b_k)]
     if ahead:
         for j in some:
-            prefetch(Pointer(bld, b_k, dtype), Index(bld, b_stride) * AHEAD + j * n, write=False)
+            prefetch(Pointer(bld, b_k[0], dtype), Index(bld, b_stride) * AHEAD + j * n, write=False)
     elif kind == TILE and width < cols and some.start == 0:
         # The next pass has the other half of these lines, and a processor does not fetch every second one by itself.
-        # An LSTM (50, 4, 1024, 1024), its weights in the third-level cache, takes 0.87 of the time, (25, 4, 512, 512)
-        # 0.99, (150, 4, 256, 256) 1.00. 16 lines ahead: 0.93 of the first; 64: 1.03 of the last, 128: 1.10.
+        # When an LSTM's forward had tiles of 4 x 4, (50, 4, 1024, 1024), its weights in the third-level cache, took
+        # 0.87 of the time, (25, 4, 512, 512) 0.99. 16 lines ahead: 0.93 of the first; 64 and 128 were worse.
         for j in range(0, cols, LINE // (n * size)):
-            prefetch(Pointer(bld, b_k, dtype), Index(bld, b_stride) * EVERY_SECOND + j * n, write=False)
+            prefetch(Pointer(bld, b_k[0], dtype), Index(bld, b_stride) * EVERY_SECOND + j * n, write=False)
     elif kind == TURNED and rows > 1 and some.start == 0:
         prefetch(Pointer(bld, a_k, dtype), Index(bld, soon), write=False)
     # What fewer registers hold stays in them, and the other comes one by one: 3 x 4 takes all of 16. Row by row, with
@@ -206,16 +239,17 @@ def _pass(
             left[r] = _splat(bld, bld.load(bld.gep(a_k, [left_of[r]]), align=size), n)
         made[r, j] = bld.call(fma, [left[r], right[j], acc[r * width + j]])
     new = [made[at] for at in sorted(made)]
-    k1, a1, b1 = bld.add(k, one), bld.gep(a_k, [k_stride]), bld.gep(b_k, [b_stride])
-    for phi, v in [(k, k1), (a_k, a1), (b_k, b1), *zip(acc, new, strict=True)]:
+    k1, a1 = bld.add(k, one), bld.gep(a_k, [k_stride])
+    b1 = [bld.gep(p, [ir.Constant(I64, w * n)]) for p, w in zip(b_k, widths, strict=True)]
+    for phi, v in [(k, k1), (a_k, a1), *zip(b_k, b1, strict=True), *zip(acc, new, strict=True)]:
         phi.add_incoming(v, inner)
     again = bld.cbranch(bld.icmp_signed("<", k1, seg), inner, tail)
     _written(module, again, 2 if rows * width >= REGISTERS // 2 else 0)
 
     bld = ir.IRBuilder(tail)
     s1 = bld.add(s, one)
-    going = [s1, after[1], after[2], a_next, bld.gep(a_next, [seg_stride]), b1, *new]
-    for phi, v in zip((s, r_stride, seg, a_seg, a_next, b_seg, *acc_outer), going, strict=True):
+    going = [s1, after[1], after[2], a_next, bld.gep(a_next, [seg_stride]), *b1, *new]
+    for phi, v in zip((s, r_stride, seg, a_seg, a_next, *b_seg, *acc_outer), going, strict=True):
         phi.add_incoming(v, tail)
     bld.cbranch(bld.icmp_signed("<", s1, count), outer, done)
 
@@ -245,16 +279,22 @@ def _written(module: ir.Module, again: ir.Instruction, times: int) -> None:
     again.set_metadata("llvm.loop", loop)
 
 
-def _shapes(kind: str, widths: Iterable[int]) -> Any:
+def shapes_of(kind: str, widths: Iterable[int]) -> list[tuple[int, int]]:
+    """Rows and columns of all functions of a kind with so many columns; STRIPS has its own."""
+    if kind == STRIPS:
+        return OF_STRIPS
+    return [(r, k) for r in heights(kind) for k in widths]
+
+
+def _shapes(kind: str, widths: Iterable[int] = ()) -> Any:
     """All functions of a kind with so many columns."""
 
     def define(typingctx: Any, a: types.Type) -> Any:
         dtype = np.dtype(str(a.dtype))
 
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
-            for r in heights(kind):
-                for k in widths:
-                    _emit(_declare(builder.module, dtype, r, k, kind), dtype, r, k, kind)
+            for r, k in shapes_of(kind, widths):
+                _emit(_declare(builder.module, dtype, r, k, kind), dtype, r, k, kind)
             return context.get_dummy_value()
 
         return types.none(a), codegen
@@ -268,8 +308,15 @@ def _tile(
 ):  # fmt: skip
     if not isinstance(own, types.IntegerLiteral):
         return None
-    few = FEW if own.literal_value == OWN else -1
-    return _call(TILE, few, c, cols, [(x, 2), (a, 4), (b, 0)], own)
+    few, most = FEW if own.literal_value == OWN else -1, STRIP if own.literal_value == NARROW else COLS
+    return _call(TILE, few, c, cols, [(x, 2), (a, 4), (b, 0)], own, most=most)
+
+
+def _strips(
+    typingctx, c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg,
+    b, b_off, c_gap, apart, b_gap,
+):  # fmt: skip
+    return _call(STRIPS, -1, c, types.int64, [(x, 2), (a, 4), (b, 3)])
 
 
 def _turned(typingctx, c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off):
@@ -277,15 +324,17 @@ def _turned(typingctx, c, c_off, c_stride, rows, cols, a, a_off, stride, depth, 
 
 
 def _call(
-    kind: str, few: int, c: types.Type, cols: types.Type, read: list[tuple[types.Type, int]], *own: types.Type
-) -> Any:
+    kind: str, few: int, c: types.Type, cols: types.Type, read: list[tuple[types.Type, int]], *own: types.Type,
+    most: int = COLS,
+) -> Any:  # fmt: skip
     """The signature of a kind, and the code that finds the function for its shape; for up to `few` rows the kernel's
     own.
 
     read : the arrays after c, each with how many numbers follow its offset
+    most : columns
     """
     fixed = isinstance(cols, types.IntegerLiteral)
-    wanted = [cols.literal_value] if fixed else range(1, COLS + 1)
+    wanted = WIDTHS if kind == STRIPS else [cols.literal_value] if fixed else range(1, most + 1)
     number = types.int64
     given = [t for array, count in read for t in (array, number, *(count * [number]))]
     sig = types.none(c, number, number, number, cols if fixed else number, *given, *own)
@@ -303,18 +352,17 @@ def _call(
             args += [address(at), *values[at + 2 : at + 2 + count]]
             at += 2 + count
         width = ir.Constant(I64, cols.literal_value) if fixed else values[4]
-        shape = builder.add(builder.mul(values[3], ir.Constant(I64, COLS + 1)), width)
+        shape = builder.add(builder.mul(values[3], ir.Constant(I64, BASE)), width)
         after = builder.append_basic_block("tile.after")
         switch = builder.switch(shape, after)
-        for r in heights(kind):
-            for k in wanted:
-                block = builder.append_basic_block(f"tile.{r}x{k}")
-                switch.add_case(ir.Constant(I64, r * (COLS + 1) + k), block)
-                with builder.goto_block(block):
-                    module = builder.module
-                    fn = _own(module, dtype, r, k) if r <= few else _declare(module, dtype, r, k, kind)
-                    builder.call(fn, args)
-                    builder.branch(after)
+        for r, k in shapes_of(kind, wanted):
+            block = builder.append_basic_block(f"tile.{r}x{k}")
+            switch.add_case(ir.Constant(I64, r * BASE + k), block)
+            with builder.goto_block(block):
+                module = builder.module
+                fn = _own(module, dtype, r, k) if r <= few else _declare(module, dtype, r, k, kind)
+                builder.call(fn, args)
+                builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
@@ -325,7 +373,7 @@ WIDEST = range(COLS, COLS + 1)  # whose functions are half of all; kernels with 
 
 if not config.DISABLE_JIT:
     wide, narrow = intrinsic(_shapes(TILE, WIDEST)), intrinsic(_shapes(TILE, range(1, COLS)))
-    all_turned = intrinsic(_shapes(TURNED, range(1, COLS + 1)))
+    all_turned, all_strips = intrinsic(_shapes(TURNED, range(1, COLS + 1))), intrinsic(_shapes(STRIPS))
 
 
 @kernel
@@ -348,12 +396,21 @@ def turned_tile_shapes(a):
     all_turned(a)
 
 
+@kernel
+def strip_shapes(a):
+    """Those for several strips."""
+    all_strips(a)
+
+
 _provided: set[tuple[Any, np.dtype]] = set()
 
 
 def _provide(kind: str, dtype: np.dtype, cols: int) -> None:
     """Sees to it that they are there, for kernels that are about to be translated or loaded: under Numba's lock."""
-    shapes = turned_tile_shapes if kind == TURNED else tile_shapes if cols in WIDEST else narrow_tile_shapes
+    if kind == TILE:
+        shapes = tile_shapes if cols in WIDEST else narrow_tile_shapes
+    else:
+        shapes = strip_shapes if kind == STRIPS else turned_tile_shapes
     if (shapes, dtype) not in _provided:
         _provided.add((shapes, dtype))  # it is a kernel that is loaded, too
         try:
@@ -363,7 +420,7 @@ def _provide(kind: str, dtype: np.dtype, cols: int) -> None:
             raise
 
 
-_NAMES = re.compile(rb"fastrnn\.(tile|turned)\.(\w+)\.\d+x(\d+)")
+_NAMES = re.compile(rb"fastrnn\.(tile|turned|strips)\.(\w+)\.\d+x(\d+)")
 
 
 @before_loading
@@ -375,6 +432,10 @@ def _provide_for(code: bytes) -> None:
 
 # (c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off, own)
 tile = _twin if config.DISABLE_JIT else intrinsic(prefer_literal=True)(_tile)
+
+# (c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off,
+#  c_gap, apart, b_gap)
+strips = _strips_twin if config.DISABLE_JIT else intrinsic(_strips)
 
 # (c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off)
 turned = _turned_twin if config.DISABLE_JIT else intrinsic(prefer_literal=True)(_turned)
