@@ -4,11 +4,11 @@ A *line* is what one tile row holds: up to COLS vectors side by side. A packed p
 summed index, contiguous, with zeros where the matrix has ended.
 
 Panels of a forward are in groups, which are the items of a step. Of registers there are 32 or 16. With 32 a group is a
-panel. With 16 it is two or three panels of four vectors, packed together: first the biases of all, then strips of three
+panel. With 16 it is two panels of four vectors, or three, packed together: first the biases of all, then strips of three
 vectors (eight are 2 + 3 + 3), a strip after the other. A tile of a strip and four rows takes 12 registers, and reads a
 line of 96 bytes for four rows; 4 x 4 had to be done as 4 x 2 twice, each of which read every second line of 64. An LSTM
-(25, 4, 512, 512) takes 0.78 of the time of that on Zen 3, (150, 4, 256, 256) 0.82, (30, 8, 512, 512) 0.89,
-(30, 16, 512, 512) 0.92, and from 32 rows on 0.95 to 1.0. And one row keeps only as many multiply-adds going as a tile
+(25, 4, 512, 512) takes 0.80 of the time of that on Zen 3, (150, 4, 256, 256) 0.82, (30, 8, 512, 512) 0.91,
+(30, 16, 512, 512) 0.93, and from 32 rows on 0.96 to 1.01. And one row keeps only as many multiply-adds going as a tile
 has columns, where eight could be: it takes all strips of a group at once, (672, 1, 32, 32) in 0.8 of the time. (Strips
 of two vectors, of one panel: 1.1 to 1.3 of the time of three with four rows and more. Strips of three for backward and
 the products of all rows: 0.97 to 1.08.)
