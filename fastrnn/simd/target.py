@@ -46,7 +46,7 @@ def groups(panels: int) -> int:
 
     With 16 registers an even number of groups of two, or a few of three: two workers find as much to do.
     """
-    # In groups of three, 0.98 to 0.99 of the time on two threads: but with H = 256 there would be 11, too few for eight.
+    # In groups of three 0.98 to 0.99 of the time on two threads; but with H = 256 there are 11, too few for eight.
     return panels if GROUP == 1 else max(1, panels // 4 * 2)
 
 
