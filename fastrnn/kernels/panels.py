@@ -239,9 +239,9 @@ groups_for = device(groups)
 @device
 def bounds_of(group, groups, panels):
     """The panels of a group: the first, and that after the last."""
-    if GROUP == 1:
+    if GROUP == 1:  # known when a kernel is compiled: what loops over its panels is no loop
         return group, group + 1
-    if groups == panels:
+    if groups == panels:  # without two divisions
         return group, group + 1
     return panels * group // groups, panels * (group + 1) // groups
 

@@ -161,7 +161,7 @@ def forward_item(
             tiles_of_two(z, 0, line, rows, cols, x, x_at, i_size, i_size, h0, h0_at, h0_line, h_size, w, u_at, OWN)
         else:
             tiles_of_group(z, line, rows, cols, x, x_at, i_size, i_size, h0, h0_at, h0_line, h_size, w, u_at)
-        # In twos, as LLVM writes a loop of at most COLS out: of one row 0.95 of the time of a loop over `cols`.
+        # In two loops, as LLVM writes a loop of at most COLS out: of one row 0.95 of the time of a loop over `cols`.
         for r in range(rows):
             for v in range(0, cols, COLS):
                 for k in range(v, min(v + COLS, cols)):

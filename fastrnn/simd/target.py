@@ -44,10 +44,11 @@ GROUP = 1 if REGISTERS == 32 else 3
 def groups(panels: int) -> int:
     """In how many groups so many panels are: group g has those from panels * g // groups on.
 
-    With 16 registers an even number of groups of two, or a few of three: two workers find as much to do.
+    With 16 registers groups of two, or a few of three, and an even number of them but for 7 panels: two workers find as
+    much to do.
     """
     # In groups of three 0.98 to 0.99 of the time on two threads; but with H = 256 there are 11, too few for eight.
-    return panels if GROUP == 1 else max(1, panels // 4 * 2)
+    return panels if GROUP == 1 else max(-(-panels // GROUP), panels // 4 * 2)
 
 
 def lanes(dtype: np.dtype | type | str) -> int:
