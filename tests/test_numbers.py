@@ -172,6 +172,17 @@ def test_row_alone(problem):
         assert_one_result(run(problem, layer, *only(problem, rows)), by_row(together, rows))
 
 
+@pytest.mark.parametrize("H", [48, 75, 224])
+@pytest.mark.parametrize("kind", [fr.RNN, fr.LSTM, fr.GRU])
+def test_row_alone_in_groups(kind, H):
+    """The same where panels are in groups of two or three, and with as many rows as working memory holds and more."""
+    x = np.random.default_rng(0).standard_normal((2, 140 if JIT else 9, 20)).astype("float32")
+    layer = kind(20, H, seed=1)
+    y = layer(x)[0]
+    for rows in ([0], [3, 8]):
+        assert_same_bits({"y": layer(np.ascontiguousarray(x[:, rows]))[0]}, {"y": y[:, rows]})
+
+
 @every_problem
 def test_rows_moved(problem):
     """A permutation of the batch permutes the results."""
