@@ -9,15 +9,15 @@
 A panel is W hidden units with all their gates, W the lanes of a vector. Its pre-activations lie in the order n r z v,
 v = W_n h' + b_hn: the product with x gives the first three and that with h' the last three, three columns each and
 none of them idle. The tape has the same order, so that dU and dx take its first three blocks, dW and dh its last three.
-Before needs every r of a step before any n: a step has two phases, r z and n. So has one with layer normalisation (Ba,
-Kiros and Hinton 2016; see norm.py), W h' and h, where
+With one or two rows the items of a step are groups of panels (panels.py). Before needs every r of a step before any n:
+a step has two phases, r z and n. So has one with layer normalisation (Ba, Kiros and Hinton 2016; see norm.py), W h' and
+h, where
 
     LN(U x) and LN(W h')  stand for  U x and W h', normalised before b and b_hn are added
 
 and U x of all rows is normalised before: what comes in is a table of them.
 
-    packed weights   P x (4 + 3 I + 3 H) W    a panel after the other: b (4W), U (I x 3W), W (H x 3W); with one or two
-                                              rows the items of a step are groups of them (panels.py)
+    packed weights   P x (4 + 3 I + 3 H) W    a panel after the other: b (4W), U (I x 3W), W (H x 3W)
                                               before: W (H x 2W), and P x H W apart for W_n
     tape             T B 4 N block  n r z v, (T + 1) B H  states (the output is a view of them), before: T B H  r h'
     backward         writes the gradients of n r z v over them;  B H  for what z (and r) carry of dh

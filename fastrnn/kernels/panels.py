@@ -9,9 +9,8 @@ two panels of four vectors, or three, packed together: first the biases of all, 
 four rows; 4 x 4 had to be done as 4 x 2 twice, each of which read every second line of 64. An LSTM (25, 4, 512, 512)
 takes 0.80 of the time of that on Zen 3, (150, 4, 256, 256) 0.82, (30, 8, 512, 512) 0.91, (30, 16, 512, 512) 0.93, and
 from 24 rows on 0.96 to 1.02. And one row keeps only as many multiply-adds going as a tile has columns, where eight
-could be: it takes all strips of a group at once, (672, 1, 32, 32) in 0.8 of the time. (The products alone in strips of
-two vectors, of one panel: 1.04 to 1.26 of the time of three with four rows and more. Strips of three for backward and
-the products of all rows: 0.97 to 1.08.)
+could be: it takes all strips of a group at once, (672, 1, 32, 32) in 0.8 of the time. (Strips of two vectors, of one
+panel, were slower with four rows and more. Strips of three for backward too: 0.98 to 1.08 of lstm-train.)
 
 Steps and rows. The kernels of a cell go through the steps of one direction; where the rows of a step lie is told by
 
@@ -38,9 +37,9 @@ DEPTH = 512
 # Bytes of packed weights up to which they are taken to be in the second-level cache, where each worker has its share.
 NEAR = 5 << 18
 
-# Rows whose pre-activations are in working memory at a time, and the vectors that they take: 33 KiB of the stack, or of
-# a group 50. A
-# multiple of every ROWS. With 96 a batch of 128 went through the weights twice: 4 % of lstm_forward.
+# Rows whose pre-activations are in working memory at a time, and the vectors that they take: 33 KiB of the stack, for a
+# group of three panels 50. A multiple of every ROWS. With 96 a batch of 128 went through the weights twice: 4 % of
+# lstm_forward.
 CHUNK = 132
 WORK = CHUNK * COLS
 ROOM = GROUP * WORK

@@ -33,7 +33,6 @@ REGISTERS = 32 if VECTOR_BYTES == 64 else 16
 ROWS = 6 if REGISTERS == 32 else 4
 COLS = 4
 
-
 # The vectors that a forward's tile takes of a group of panels, and the panels of four vectors that are in a group at
 # most. With 16 registers it is 4 x 3, which does as much with each of its loads as 3 x 4, and reads a line for one row
 # more.

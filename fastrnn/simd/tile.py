@@ -122,7 +122,7 @@ def _multiply(c, c_off, c_stride, cols, left, b, b_off):
 
 
 def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int, kind: str) -> ir.Function:
-    """The function of a kind, TILE, TURNED or OF_ITS_OWN, for one shape, as `module` knows it."""
+    """The function of a kind, TILE, TURNED, STRIPS or OF_ITS_OWN, for one shape, as `module` knows it."""
     ptr = _FLOATS[dtype].as_pointer()
     left = [ptr, I64, I64] if kind == TURNED else [ptr, I64, I64, ptr, I64, I64, I64, I64]
     more = [I64, I64, I64] if cols > COLS else []
