@@ -16,7 +16,8 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from types import BuiltinFunctionType
+from typing import Any, ClassVar, NamedTuple
 
 import numba
 import numpy as np
@@ -96,6 +97,36 @@ class _Whole(JITCodeLibrary):  # type: ignore[misc]
 _SIZES: dict[Any, int] = {}  # bytes of LLVM's types
 
 
+class _Typing:
+    """Numba's typing context, which remembers what it has found.
+
+    To know what `a + b` is of two integers, Numba asks all that know of some sum, arrays, strings and times among them,
+    and asks them anew at every sum. Of 1200 questions in a cold inference 1110 had been asked before, and 2300 of 2400
+    in a training step: a sixth of its time. The answers are Numba's own, and so is the code.
+    """
+
+    _known: ClassVar[dict[Any, Any]] = {}
+
+    def __init__(self, numbas: Any) -> None:
+        self._numbas = numbas
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._numbas, name)
+
+    def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
+        """The signature with which `func` is called. A function of Python's is not remembered here: it is compiled."""
+        find = self._numbas.resolve_function_type
+        if kws or not isinstance(func, types.Function):
+            return find(func, args, kws)
+        # Numba itself asks about constants, one by one, only what has no answer for numbers.
+        if isinstance(func.key[0], BuiltinFunctionType) and all(isinstance(a, types.Number) for a in args):
+            args = tuple(types.unliteral(a) for a in args)
+        found = self._known.get((func, args))
+        if found is None:
+            found = self._known[func, args] = find(func, args, kws)
+        return found
+
+
 class _Compiler(Compiler):  # type: ignore[misc]
     """Numba's, without what none of ours needs: closures and array expressions take a tenth of the time of all, though
     there are none; and to know how large a type is, Numba has LLVM read a module with one in it, for each variable.
@@ -105,6 +136,7 @@ class _Compiler(Compiler):  # type: ignore[misc]
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        self.state.typingctx = _Typing(self.state.typingctx)
         own = self.state.targetctx  # this function's own
         measure = own.get_abi_sizeof
         own.get_abi_sizeof = lambda kind: _SIZES.get(kind) or _SIZES.setdefault(kind, measure(kind))

@@ -13,8 +13,10 @@ import time
 
 import pytest
 from helpers import JIT, ROOT, run_python
+from numba.core import types
+from numba.core.typing.context import BaseContext
 
-from fastrnn._jit import kernel
+from fastrnn._jit import device, kernel
 
 pytestmark = pytest.mark.skipif(not JIT, reason="without JIT nothing is kept")
 
@@ -272,3 +274,25 @@ def test_an_interrupted_compilation_is_begun_anew(monkeypatch):
     assert twice.for_types(1.0)(3.0) == 6.0
     with pytest.raises(TypeError):
         twice.held("no other type is compiled")
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT nothing is compiled")
+def test_numba_is_asked_once_what_a_sum_is_of(monkeypatch):
+    """And says of every one what it says of the first, whether a constant is in it or not."""
+    asked, ask = [], BaseContext.resolve_function_type
+
+    def listen(context, function, args, kws):
+        if isinstance(function, types.Function):
+            asked.append((function, args))
+        return ask(context, function, args, kws)
+
+    @device
+    def sums(a, b):
+        return a + b + a + b + 1 + 2, a + 1.5 + b
+
+    monkeypatch.setattr(BaseContext, "resolve_function_type", listen)
+    sums.compile((types.int8, types.int8))
+    assert asked
+    assert len(asked) == len(set(asked))
+    assert not any(isinstance(t, types.Literal) for _, args in asked for t in args)
+    assert [str(t) for t in sums.nopython_signatures[0].return_type] == ["int64", "float64"]
