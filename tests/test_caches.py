@@ -59,8 +59,10 @@ def copied(folder):
     return folder
 
 
-def test_kernels_find_their_tiles(tmp_path):
-    """Which are kept by themselves: one that is loaded without them has them compiled again."""
+def test_kernels_find_what_they_call_by_name(tmp_path):
+    """Tiles, and how workers find their items, are kept by themselves: a kernel that is loaded without them has them
+    compiled again.
+    """
     code = """
 import numpy as np
 import fastrnn as fr
@@ -70,12 +72,13 @@ w, _ = fr.RNN(3, 40, seed=1)(np.ones((5, 4, 3), "float32"), lengths=[5] * 4)
 print(y.tobytes().hex(), z.tobytes().hex(), w.tobytes().hex())
 """
     bits = run_python(code, FASTRNN_CACHE_DIR=str(tmp_path))
-    kept = list(tmp_path.rglob("*tile_shapes*.nbc"))
-    assert len(kept) == 3  # wide ones of both types; an RNN has narrow ones besides
-    for path in tmp_path.rglob("*tile_shapes*"):
-        path.unlink()
-    assert run_python(code, FASTRNN_CACHE_DIR=str(tmp_path)) == bits
-    assert len(list(tmp_path.rglob("*tile_shapes*.nbc"))) == 3
+    # Tiles: wide ones of both types; an RNN has narrow ones besides.
+    for pattern, count in (("*tile_shapes*", 3), ("*ticket_functions*", 1)):
+        assert len(list(tmp_path.rglob(f"{pattern}.nbc"))) == count
+        for path in tmp_path.rglob(pattern):
+            path.unlink()
+        assert run_python(code, FASTRNN_CACHE_DIR=str(tmp_path)) == bits
+        assert len(list(tmp_path.rglob(f"{pattern}.nbc"))) == count
 
 
 def edit(package, path, old, new):

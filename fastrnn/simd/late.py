@@ -1,21 +1,46 @@
-"""Functions that a kernel calls by an address which is written down in memory once somebody may need them.
+"""Functions that are compiled once, not with every kernel that calls them: by an address in memory, or by name.
 
-What stands in the text of a kernel is compiled with every kernel, before its first result. So what is of use only
-beside helpers is compiled once, with what they run (`serve` in post.py), and kernels call it by its address: it took a
-tenth of a cold first result.
+What stands in the text of a kernel is compiled with every kernel, before its first result.
 
-They take two int64 and return nothing, as the convention of Numba's own functions is no matter of theirs.
+By address: what is of use only beside helpers is compiled with what they run (`serve` in post.py), and kernels call it
+by its address, which is written down in memory once somebody may need it: it took a tenth of a cold first result. These
+functions take two int64 and return nothing.
+
+By name: what every kernel needs is compiled when the first of them is, and LLVM finds it by its name. These take int64
+and return one.
+
+The convention of Numba's own functions is no matter of either.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
-from numba.core import types
+from numba import typeof
+from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from .._jit import before_loading, kernel
 
 _WORD = ir.IntType(64)
 _LATE = ir.FunctionType(ir.VoidType(), [_WORD, _WORD])
 GIVEN = types.int64, types.int64
+
+
+def _outer(context: Any, builder: Any, made: Any, kind: ir.FunctionType, name: str) -> ir.Function:
+    """A function that calls one which Numba has compiled, of a type without its place for a result and for an error."""
+    context.add_linking_libs([made.library])
+    outer = builder.module.globals.get(name)
+    if outer is None:
+        outer = ir.Function(builder.module, kind, name)
+        inner = ir.IRBuilder(outer.append_basic_block())
+        _, result = context.call_internal_no_propagate(inner, made.fndesc, made.signature, outer.args)
+        if kind.return_type == _WORD:
+            inner.ret(result)
+        else:
+            inner.ret_void()
+    return outer
 
 
 def _entry(typingctx, function):
@@ -23,16 +48,9 @@ def _entry(typingctx, function):
 
     def codegen(context, builder, signature, args):
         made = function.dispatcher.overloads[GIVEN]
-        context.add_linking_libs([made.library])
-        name = f"{made.fndesc.mangled_name}.late"
-        entry = builder.module.globals.get(name)
-        if entry is None:
-            entry = ir.Function(builder.module, _LATE, name)
-            entry.linkage = "internal"
-            inner = ir.IRBuilder(entry.append_basic_block())
-            context.call_internal_no_propagate(inner, made.fndesc, made.signature, entry.args)
-            inner.ret_void()
-        return builder.ptrtoint(entry, _WORD)
+        outer = _outer(context, builder, made, _LATE, f"{made.fndesc.mangled_name}.late")
+        outer.linkage = "internal"
+        return builder.ptrtoint(outer, _WORD)
 
     return types.int64(function), codegen
 
@@ -53,3 +71,68 @@ def _invoke(typingctx, words, index, first, second):
 entry = intrinsic(_entry)
 #: calls, with two int64, the function whose address is in a word of memory; nothing if there is none
 invoke = intrinsic(_invoke)
+
+
+_provided: set[tuple[Any, ...]] = set()
+
+
+def provide(defining: kernel, *args: Any) -> None:
+    """Sees to it that the functions which a kernel defines, for arguments like these, are there for those kernels that
+    are about to be translated or loaded: under Numba's lock.
+    """
+    key = defining, *map(typeof, args)
+    if key not in _provided:
+        _provided.add(key)  # it is a kernel that is loaded, too
+        try:
+            defining.for_types(*args)
+        except BaseException:
+            _provided.discard(key)
+            raise
+
+
+def _named(function: Any) -> tuple[str, tuple[types.Type, ...]]:
+    """Its name for LLVM, and what it takes."""
+    code = function.py_func.__code__
+    return f"fastrnn.{function.py_func.__name__}", code.co_argcount * (types.int64,)
+
+
+def _define(typingctx, function):
+    name, given = _named(function.dispatcher)
+    function.dispatcher.compile(given)
+
+    def codegen(context, builder, signature, args):
+        made = function.dispatcher.overloads[given]
+        _outer(context, builder, made, ir.FunctionType(_WORD, len(given) * [_WORD]), name)
+        return context.get_dummy_value()
+
+    return types.none(function), codegen
+
+
+#: defines a `device` function for whoever calls it by its name
+define = intrinsic(_define)
+
+
+def call_by_name(function: Any, defining: kernel) -> Any:
+    """What an intrinsic gives Numba that calls what `defining` defines: the signature, and the code."""
+    provide(defining)
+    name, given = _named(function)
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(_WORD, len(given) * [_WORD])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return types.int64(*given), codegen
+
+
+_known: dict[bytes, kernel] = {}
+
+
+def known_by_name(defining: kernel, *functions: Any) -> None:
+    """A kernel that calls one of them has it there, if it is loaded, too."""
+    _known.update((_named(function)[0].encode(), defining) for function in functions)
+
+
+@before_loading
+def _provide_for(code: bytes) -> None:
+    for defining in {found for name, found in _known.items() if name in code}:
+        provide(defining)

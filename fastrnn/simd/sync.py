@@ -11,8 +11,8 @@ stay in its cache, forth and back in turns, so that part of them stay there that
 left of the others' shares.
 
 One phase of a kernel uses (1 + workers) cache lines of `tickets`: how many items are finished, then for each worker
-how many of its share are taken. Both only ever grow, so that nothing has to be reset between steps. The functions below
-know the tickets by their address.
+how many of its share are taken. Both only ever grow, so that nothing has to be reset between steps. Where a worker is,
+in which round, stands beside its share. The functions below know the tickets by their address.
 
 Beside the first phase's count stands whether worker 0, the caller, has come. Helpers do not begin before (threads.py):
 a caller that is interrupted on its way into the kernel leaves nobody behind who writes into its arrays.
@@ -25,9 +25,12 @@ And `call_off` ends the work for everybody, by tickets that say that all is take
 from __future__ import annotations
 
 import numpy as np
+from numba.core import config
+from numba.extending import intrinsic
 
-from .._jit import device, inlined
+from .._jit import device, inlined, kernel
 from .atomic import address, atomic_add, atomic_load, compare_swap, now, put
+from .late import call_by_name, define, known_by_name
 from .post import go_on, share, wait_patiently
 
 LINE = 8  # int64 values in a cache line: counters of different workers never share one
@@ -36,6 +39,9 @@ UNTIL = 2  # until when it stays, on Python's monotonic clock in ns; 0: to the e
 AWAY = 3  # 1 once it has left before the end
 LOOKS = 2048  # at the clock in one phase, about
 # after these POST and PLACES: see post.py
+# Of a worker's own line, and nobody else looks there: the round that it is in, how many items of that it has taken and
+# not yet counted, and how many the caller has done since it looked at the clock.
+ROUND, DONE, UNSEEN = 1, 2, 3
 OVER = 1 << 62  # more than any count of items
 
 
@@ -46,8 +52,7 @@ def new_tickets(phases: int, workers: int) -> np.ndarray:
 
 def call_off(tickets: np.ndarray) -> None:
     """Nothing is left to take or to wait for. Who holds an item finishes it."""
-    tickets[0] = OVER
-    tickets[LINE:] = OVER
+    tickets[::LINE] = OVER
 
 
 @device
@@ -109,13 +114,74 @@ def wait(tickets, phase, worker, workers, count):
 
 
 @device
+def advance(tickets, phase, worker, workers, rounds, items):
+    """The next item of this worker, whose round stands at ROUND then; what it had before is done. Or -1: all items of
+    all rounds are finished, whoever took them, or it is time for the caller to leave.
+    """
+    first = phase * (1 + workers) * LINE
+    own = first + (1 + worker) * LINE
+    r, done = atomic_load(tickets, own + ROUND), atomic_load(tickets, own + DONE)
+    until = atomic_load(tickets, UNTIL) if worker == 0 else 0
+    if until and done:
+        unseen = 1 + atomic_load(tickets, own + UNSEEN)
+        if unseen > rounds * items // LOOKS:
+            unseen = 0
+            if now() >= until:
+                finish(tickets, phase, workers, done)
+                put(tickets, own + DONE, 0)
+                put(tickets, AWAY, 1)
+                return -1
+        put(tickets, own + UNSEEN, unseen)
+    if done == 0:
+        r = max(r, atomic_load(tickets, first) // max(1, items))
+    while r < rounds:
+        if done == 0:
+            wait(tickets, phase, worker, workers, r * items)
+        item = take(tickets, phase, worker, workers, r, items, 0)
+        if item >= 0:
+            put(tickets, own + ROUND, r)
+            put(tickets, own + DONE, done + 1)
+            return item
+        finish(tickets, phase, workers, done)
+        r, done = r + 1, 0
+    put(tickets, own + ROUND, r)
+    put(tickets, own + DONE, 0)
+    wait(tickets, phase, worker, workers, rounds * items)
+    return -1
+
+
+@kernel
+def ticket_functions():
+    """Nothing to call: the functions that kernels call by name. Written into each kernel, they were a quarter of what a
+    cold training step has LLVM read.
+    """
+    define(take)
+    define(advance)
+
+
+def _take(typingctx, tickets, phase, worker, workers, step, items, turn):
+    return call_by_name(take, ticket_functions)
+
+
+def _advance(typingctx, tickets, phase, worker, workers, rounds, items):
+    return call_by_name(advance, ticket_functions)
+
+
+if config.DISABLE_JIT:
+    take_there, advance_there = take, advance
+else:
+    known_by_name(ticket_functions, take, advance)
+    take_there, advance_there = intrinsic(_take), intrinsic(_advance)
+
+
+@device
 def next_item(tickets, worker, workers, n, items, step, turn, divided):
     """Of a step's items, if they are divided, one that nobody has taken, or -1; else the n-th.
 
     What `turns` does, for few items: a generator takes 0.02 us for each.
     """
     if divided:
-        return take(tickets, 0, worker, workers, step, items, turn)
+        return take_there(tickets, 0, worker, workers, step, items, turn)
     return to_and_fro(n, items, step + turn)
 
 
@@ -135,29 +201,13 @@ def turns(tickets, phase, worker, workers, rounds, items):
 # Of numbers alone: compiled code never gives back the references to arrays that a generator takes.
 @device
 def _turns(tickets, phase, worker, workers, rounds, items):
-    until = 0
     if worker == 0:
         if workers > 1:
             atomic_add(tickets, CALLER, 1)
         if atomic_load(tickets, AWAY):
             return
-        until = atomic_load(tickets, UNTIL)
-    unseen, least = 0, 1 + rounds * items // LOOKS
-    finished = atomic_load(tickets, phase * (1 + workers) * LINE)
-    for r in range(finished // max(1, items), rounds):
-        wait(tickets, phase, worker, workers, r * items)
-        item, done = take(tickets, phase, worker, workers, r, items, 0), 0
-        while item >= 0:
-            yield r, item
-            done += 1
-            if until:
-                unseen += 1
-                if unseen == least:
-                    unseen = 0
-                    if now() >= until:
-                        finish(tickets, phase, workers, done)
-                        put(tickets, AWAY, 1)
-                        return
-            item = take(tickets, phase, worker, workers, r, items, 0)
-        finish(tickets, phase, workers, done)
-    wait(tickets, phase, worker, workers, rounds * items)
+    own = (phase * (1 + workers) + 1 + worker) * LINE
+    item = advance_there(tickets, phase, worker, workers, rounds, items)
+    while item >= 0:
+        yield atomic_load(tickets, own + ROUND), item
+        item = advance_there(tickets, phase, worker, workers, rounds, items)

@@ -42,6 +42,7 @@ from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from .._jit import before_loading, device, kernel
+from .late import provide
 from .target import COLS, REGISTERS, ROWS, STRIP
 from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, lanes, prefetch
 
@@ -402,22 +403,12 @@ def strip_shapes(a):
     all_strips(a)
 
 
-_provided: set[tuple[Any, np.dtype]] = set()
-
-
 def _provide(kind: str, dtype: np.dtype, cols: int) -> None:
-    """Sees to it that they are there, for kernels that are about to be translated or loaded: under Numba's lock."""
     if kind == TILE:
         shapes = tile_shapes if cols in WIDEST else narrow_tile_shapes
     else:
         shapes = strip_shapes if kind == STRIPS else turned_tile_shapes
-    if (shapes, dtype) not in _provided:
-        _provided.add((shapes, dtype))  # it is a kernel that is loaded, too
-        try:
-            shapes.for_types(np.empty(0, dtype))
-        except BaseException:
-            _provided.discard((shapes, dtype))
-            raise
+    provide(shapes, np.empty(0, dtype))
 
 
 _NAMES = re.compile(rb"fastrnn\.(tile|turned|strips)\.(\w+)\.\d+x(\d+)")
