@@ -7,7 +7,6 @@ text says `fma`.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 import os
@@ -16,18 +15,15 @@ from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
-from types import BuiltinFunctionType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import numpy.ma  # Numba does at the first call, and a fork just then leaves the module locked in the child
-from numba.core import caching, config, event, types
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler, DefaultPassBuilder
+from numba.core import caching, config, types
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.typed_passes import NopythonRewrites
-from numba.core.untyped_passes import InlineClosureLikes
+
+from ._compiler import KernelCompiler, TextCompiler
 
 # Below this many multiply-adds (about 100 us on one core) a kernel runs in the caller alone and keeps the GIL.
 SMALL = 8_000_000
@@ -41,128 +37,7 @@ _log.addHandler(logging.NullHandler())
 FLAGS: dict[str, Any] = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": False}
 
 
-class _Text(JITCodeLibrary):  # type: ignore[misc]  # Numba has no types
-    """A device function as Numba has written it, neither optimized nor translated: that is done once, with all of the
-    kernel that it belongs to.
-
-    Numba's own way is to do both for every function alone and then again within whatever calls it, at each level, and
-    to copy what it inlines variable by variable: a quarter of a cold training step and more.
-    """
-
-    def _optimize_functions(self, module: Any) -> None:
-        pass
-
-    def finalize(self) -> None:
-        self._finalized = True
-
-    def get_pointer_to_function(self, name: str) -> int:
-        return 0  # to Numba: there is no such function
-
-    @property
-    def codegen(self) -> Any:
-        return self
-
-    def set_env(self, name: str, env: Any) -> None:
-        pass  # what a Python function has besides its code; nothing of ours looks at it
-
-
-class _Whole(JITCodeLibrary):  # type: ignore[misc]
-    """A kernel: its own text, and that of every function that it calls."""
-
-    def _optimize_functions(self, module: Any) -> None:
-        pass
-
-    def finalize(self) -> None:
-        todo, self._linking_libraries = self._linking_libraries, []
-        seen, names = set(), []
-        while todo:
-            library = todo.pop()
-            if library in seen:
-                continue
-            seen.add(library)
-            if not isinstance(library, _Text):
-                self._linking_libraries.append(library)
-                continue
-            todo += library._linking_libraries
-            self._reload_init.update(library._reload_init)
-            names += [f.name for f in library._final_module.functions if not f.is_declaration]
-            self._final_module.link_in(library._final_module, preserve=True)
-        # As Numba gives them away. (Known to be called from one place only, the generator of sync.py was written there
-        # too, and its items took 0.02 us more.)
-        for name in names:
-            self._final_module.get_function(name).linkage = "linkonce_odr"
-        super().finalize()
-
-
-_SIZES: dict[Any, int] = {}  # bytes of LLVM's types
-
-
-class _Typing:
-    """Numba's typing context, which remembers what it has found.
-
-    To know what `a + b` is of two integers, Numba asks all that know of some sum, arrays, strings and times among them,
-    and asks them anew at every sum. Of 1200 questions in a cold inference 1110 had been asked before, and 2300 of 2400
-    in a training step: a sixth of its time. The answers are Numba's own, and so is the code.
-    """
-
-    _known: ClassVar[dict[Any, Any]] = {}
-
-    def __init__(self, numbas: Any) -> None:
-        self._numbas = numbas
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._numbas, name)
-
-    def resolve_function_type(self, func: Any, args: Any, kws: Any) -> Any:
-        """The signature with which `func` is called. A function of Python's is not remembered here: it is compiled."""
-        find = self._numbas.resolve_function_type
-        if kws or not isinstance(func, types.Function):
-            return find(func, args, kws)
-        # Numba itself asks about constants, one by one, only what has no answer for numbers.
-        if isinstance(func.key[0], BuiltinFunctionType) and all(isinstance(a, types.Number) for a in args):
-            args = tuple(types.unliteral(a) for a in args)
-        found = self._known.get((func, args))
-        if found is None:
-            found = self._known[func, args] = find(func, args, kws)
-        return found
-
-
-class _Compiler(Compiler):  # type: ignore[misc]
-    """Numba's, without what none of ours needs: closures and array expressions take a tenth of the time of all, though
-    there are none; and to know how large a type is, Numba has LLVM read a module with one in it, for each variable.
-    """
-
-    library: type
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.state.typingctx = _Typing(self.state.typingctx)
-        own = self.state.targetctx  # this function's own
-        measure = own.get_abi_sizeof
-        own.get_abi_sizeof = lambda kind: _SIZES.get(kind) or _SIZES.setdefault(kind, measure(kind))
-
-    def define_pipelines(self) -> list[Any]:
-        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        passes.passes = [one for one in passes.passes if one[0] not in (InlineClosureLikes, NopythonRewrites)]
-        passes.finalize()
-        return [passes]
-
-    def _compile_core(self) -> Any:
-        if self.state.library is None:
-            self.state.library = self.library(self.state.targetctx.codegen(), self.state.func_id.func_qualname)
-            self.state.library.enable_object_caching()
-        return super()._compile_core()
-
-
-class _TextCompiler(_Compiler):
-    library = _Text
-
-
-class _KernelCompiler(_Compiler):
-    library = _Whole
-
-
-DEVICE: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True, "pipeline_class": _TextCompiler}
+DEVICE: dict[str, Any] = {**FLAGS, "no_cpython_wrapper": True, "pipeline_class": TextCompiler}
 
 
 def device(function: Callable[..., Any]) -> Any:
@@ -223,7 +98,7 @@ class kernel:  # noqa: N801 - read as a decorator
         return made
 
     def _compile(self, nogil: bool) -> Any:
-        made = numba.njit(nogil=nogil, pipeline_class=_KernelCompiler, **FLAGS)(self.py_func)
+        made = numba.njit(nogil=nogil, pipeline_class=KernelCompiler, **FLAGS)(self.py_func)
         if not config.DISABLE_JIT:
             form, folder = "released" if nogil else "held", cache_folder()
             name = f"{self.__name__} ({form})"
@@ -249,36 +124,6 @@ def before_loading(function: Callable[[bytes], None]) -> Callable[[bytes], None]
     _before_loading.append(function)
     return function
 
-
-class _NoCollection(event.Listener):  # type: ignore[misc]  # Numba has no types
-    """Pauses Python's garbage collector while this package's functions are compiled: it walked through Numba's many
-    objects again and again, for a fifth of the time. Under Numba's lock, one thread at a time is here.
-    """
-
-    def __init__(self) -> None:
-        self._depth, self._paused = 0, False
-
-    def on_start(self, event: Any) -> None:
-        if _ours(event):
-            self._depth += 1
-            if self._depth == 1:
-                self._paused = gc.isenabled()
-                gc.disable()
-
-    def on_end(self, event: Any) -> None:
-        if _ours(event):
-            self._depth -= 1
-            if self._depth == 0 and self._paused:
-                gc.enable()
-
-
-def _ours(event: Any) -> bool:
-    """Whether it is about a function of this package. Numba tells of everybody's, also of those without a module."""
-    function = getattr(event.data.get("dispatcher"), "py_func", None)
-    return str(getattr(function, "__module__", None)).partition(".")[0] == __package__
-
-
-event.register("numba:compile", _NoCollection())
 
 if hasattr(os, "register_at_fork"):
     # A fork waits until no thread compiles. The child would find Numba's lock taken by a thread that it does not have,

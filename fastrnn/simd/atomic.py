@@ -13,6 +13,7 @@ from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from .._jit import device
+from .vector import data_of
 
 # Pauses before the processor is given away, about 5 us. It is not given back for ms if another process is busy there:
 # with 64 of them that one got 0.63 to 0.75 of it, with 128 0.52 to 0.73.
@@ -21,7 +22,7 @@ SPINS = 128
 
 def _address(typingctx, words):
     def codegen(context, builder, signature, args):
-        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, args[0]).data
+        data = data_of(context, builder, signature.args[0], args[0])
         return builder.ptrtoint(data, context.get_value_type(types.int64))
 
     return types.int64(words), codegen

@@ -44,7 +44,7 @@ from numba.extending import intrinsic
 from .._jit import before_loading, device, kernel
 from .late import provide
 from .target import COLS, REGISTERS, ROWS, STRIP
-from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, lanes, prefetch
+from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, data_of, lanes, prefetch
 
 AHEAD = 4 if REGISTERS == 32 else 0  # lines of b, or none
 SOON = 16  # values of k
@@ -345,7 +345,7 @@ def _call(
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         def address(array: int) -> ir.Value:
-            data = cgutils.create_struct_proxy(signature.args[array])(context, builder, values[array]).data
+            data = data_of(context, builder, signature.args[array], values[array])
             return builder.gep(data, [values[array + 1]])
 
         args, at = [address(0), values[2]], 5

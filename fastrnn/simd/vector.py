@@ -553,6 +553,11 @@ def _with_context(function: Callable[..., Any]) -> Any:
     return sig.replace(parameters=[ctx, *sig.parameters.values()])
 
 
+def data_of(context: Any, builder: ir.IRBuilder, ty: types.Array, value: ir.Value) -> ir.Value:
+    """Where an array's numbers begin. (Numba's proxy of an array has it written to memory and read again.)"""
+    return builder.extract_value(value, context.data_model_manager[ty].get_field_position("data"))
+
+
 def _wrap(context: Any, builder: ir.IRBuilder, ty: types.Type, value: ir.Value) -> Any:
     """An argument of an intrinsic as the value that a pointwise function works on."""
     if isinstance(ty, types.Omitted | types.NoneType):
@@ -560,7 +565,7 @@ def _wrap(context: Any, builder: ir.IRBuilder, ty: types.Type, value: ir.Value) 
     if isinstance(ty, types.BaseTuple):
         return tuple(_wrap(context, builder, t, builder.extract_value(value, k)) for k, t in enumerate(ty))
     if isinstance(ty, types.Array):
-        data = cgutils.create_struct_proxy(ty)(context, builder, value).data
+        data = data_of(context, builder, ty, value)
         return Pointer(builder, data, np.dtype(str(ty.dtype)))
     if isinstance(ty, types.Integer | types.Boolean):
         wide = context.cast(builder, value, ty, types.int64)
