@@ -16,7 +16,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.lowering import Lower
-from numba.core.typed_passes import BaseNativeLowering, NativeLowering, NopythonRewrites
+from numba.core.typed_passes import BaseNativeLowering, IRLegalization, NativeLowering, NopythonRewrites
 from numba.core.untyped_passes import InlineClosureLikes
 
 
@@ -106,8 +106,8 @@ class _Typing:
 
 
 class _Lower(Lower):  # type: ignore[misc]
-    """Numba's writer of LLVM's text, which otherwise loads what a variable held before whenever it is set, and clears
-    it where its life ends, for the references that may be in it: there are none in ours. It was a tenth of the text.
+    """Numba's writer of LLVM's text, which otherwise loads what a variable held before whenever it is set, for the
+    references that may be in it: there are none in ours.
     """
 
     def storevar(self, value: Any, name: str, argidx: int | None = None) -> None:
@@ -120,10 +120,6 @@ class _Lower(Lower):  # type: ignore[misc]
         else:
             self.builder.store(value, self.getvar(name))
 
-    def delvar(self, name: str) -> None:
-        if name not in self._blk_local_varmap:
-            self._singly_assigned_vars.discard(name)
-
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _Lowering(BaseNativeLowering):  # type: ignore[misc]
@@ -131,9 +127,14 @@ class _Lowering(BaseNativeLowering):  # type: ignore[misc]
     lowering_class = _Lower
 
 
+# What Numba does about closures and array expressions, a tenth of the time of all though there are none; and about
+# where the life of a variable ends, for its references to be given back there, 0.05.
+_NEEDLESS = InlineClosureLikes, NopythonRewrites, IRLegalization
+
+
 class _Compiler(Compiler):  # type: ignore[misc]
-    """Numba's, without what none of ours needs: closures and array expressions take a tenth of the time of all, though
-    there are none; and to know how large a type is, Numba has LLVM read a module with one in it, for each variable.
+    """Numba's, without what none of ours needs; and it knows how large a type is, where Numba has LLVM read a module
+    with one in it for each variable.
     """
 
     library: type
@@ -148,10 +149,7 @@ class _Compiler(Compiler):  # type: ignore[misc]
     def define_pipelines(self) -> list[Any]:
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
         own = {NativeLowering: _Lowering}
-        passes.passes = [
-            (own.get(kind, kind), told) for kind, told in passes.passes
-            if kind not in (InlineClosureLikes, NopythonRewrites)
-        ]  # fmt: skip
+        passes.passes = [(own.get(kind, kind), told) for kind, told in passes.passes if kind not in _NEEDLESS]
         passes.finalize()
         return [passes]
 
