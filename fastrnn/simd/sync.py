@@ -152,8 +152,8 @@ def advance(tickets, phase, worker, workers, rounds, items):
 
 @kernel
 def ticket_functions():
-    """Nothing to call: the functions that kernels call by name. Written into each kernel, they were a quarter of what a
-    cold training step has LLVM read.
+    """Nothing to call: the functions that kernels call by name. (Written into each kernel, they were a seventh of a
+    cold training step.)
     """
     define(take)
     define(advance)
