@@ -98,9 +98,14 @@ class _Typing:
         # Numba itself asks about constants, one by one, only what has no answer for numbers.
         if isinstance(func.key[0], BuiltinFunctionType) and all(isinstance(a, types.Number) for a in args):
             args = tuple(types.unliteral(a) for a in args)
-        found = self._known.get((func, args))
-        if found is None:
-            found = self._known[func, args] = find(func, args, kws)
+        known = self._known.get((func, args))
+        if known is None:
+            found = find(func, args, kws)
+            self._known[func, args] = found, func.get_impl_key(found)
+            return found
+        found, code = known
+        # For these types a function has the code of whoever asked last: of another program perhaps, with its fast-math.
+        func._impl_keys[found.args] = code  # type: ignore[attr-defined]
         return found
 
 

@@ -279,7 +279,6 @@ def test_an_interrupted_compilation_is_begun_anew(monkeypatch):
         twice.held("no other type is compiled")
 
 
-@pytest.mark.skipif(not JIT, reason="without JIT nothing is compiled")
 def test_numba_is_asked_once_what_a_sum_is_of(monkeypatch):
     """And says of every one what it says of the first, whether a constant is in it or not."""
     asked, ask = [], BaseContext.resolve_function_type
@@ -299,3 +298,28 @@ def test_numba_is_asked_once_what_a_sum_is_of(monkeypatch):
     assert len(asked) == len(set(asked))
     assert not any(isinstance(t, types.Literal) for _, args in asked for t in args)
     assert [str(t) for t in sums.nopython_signatures[0].return_type] == ["int64", "float64"]
+
+
+def test_other_peoples_flags_stay_theirs():
+    """A program's own `max` without NaN, compiled after ours was found and before it is written into a kernel."""
+    code = """
+import re
+import numba
+from fastrnn._jit import kernel
+
+@kernel
+def before(a, b):
+    return max(a, b)
+
+@kernel
+def after(a, b):
+    return max(a, b)
+
+before.for_types(1.0, 1.0)
+assert numba.njit(fastmath=True)(lambda a, b: max(a, b))(1.0, 2.0) == 2.0
+made = after.for_types(1.0, 1.0)
+text = made.inspect_llvm(made.signatures[0])
+assert "fcmp" in text, text
+assert not re.search(r"fcmp (fast|nnan)", text), text
+"""
+    run_python(code, FASTRNN_CACHE_DIR="/dev/null/none", NUMBA_CACHE_DIR="/dev/null/none")
