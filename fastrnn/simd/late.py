@@ -29,7 +29,7 @@ GIVEN = types.int64, types.int64
 
 
 def _outer(context: Any, builder: Any, made: Any, kind: ir.FunctionType, name: str) -> ir.Function:
-    """A function that calls one which Numba has compiled, of a type without its place for a result and for an error."""
+    """A function of this type that calls one which Numba has compiled, whose result and error have a place each."""
     context.add_linking_libs([made.library])
     outer = builder.module.globals.get(name)
     if outer is None:
