@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numba
@@ -23,7 +22,8 @@ import numpy.ma  # Numba does at the first call, and a fork just then leaves the
 from numba.core import caching, config, types
 from numba.core.compiler_lock import global_compiler_lock
 
-from ._compiler import KernelCompiler, TextCompiler
+from ._compiler import Halves, KernelCompiler, TextCompiler, show
+from ._llvm import wait
 
 # Below this many multiply-adds (about 100 us on one core) a kernel runs in the caller alone and keeps the GIL.
 SMALL = 8_000_000
@@ -103,6 +103,7 @@ class kernel:  # noqa: N801 - read as a decorator
             form, folder = "released" if nogil else "held", cache_folder()
             name = f"{self.__name__} ({form})"
             made._cache = _Unkept(name) if folder is None else _cache_class(folder / form)(self.py_func, name)
+            made.halves = Halves(made)
         return made
 
     @property
@@ -112,24 +113,23 @@ class kernel:  # noqa: N801 - read as a decorator
         return sum(len(m.signatures) for m in made if hasattr(m, "signatures"))  # without JIT they are functions
 
 
-_before_loading: list[Callable[[bytes], None]] = []
+def begin(made: Any, *args: Any) -> None:
+    """Begins to compile `held` or `released` of a kernel for arguments like these: the first call of it goes on."""
+    with global_compiler_lock:
+        made.halves.begin(tuple(numba.typeof(a) for a in args))
 
 
-def before_loading(function: Callable[[bytes], None]) -> Callable[[bytes], None]:
-    """A function that is shown the compiled code of a kernel before it is loaded.
-
-    Whoever writes calls by name into kernels sees to it that these names are known by then: for one that it does not
-    know LLVM ends the process.
+def _before_fork() -> None:
+    """A fork waits until no thread compiles. The child would find Numba's lock taken by a thread that it does not have,
+    and LLVM in the midst of something: its first kernel would hang for ever.
     """
-    _before_loading.append(function)
-    return function
+    global_compiler_lock.acquire()
+    wait()
 
 
 if hasattr(os, "register_at_fork"):
-    # A fork waits until no thread compiles. The child would find Numba's lock taken by a thread that it does not have,
-    # and LLVM in the midst of something: its first kernel would hang for ever.
     os.register_at_fork(
-        before=global_compiler_lock.acquire,
+        before=_before_fork,
         after_in_parent=global_compiler_lock.release,
         after_in_child=global_compiler_lock.release,
     )
@@ -267,8 +267,7 @@ def _cache_class(folder: Path) -> type:
 
         def rebuild(self, target_context: Any, payload: Any) -> Any:
             _, _, (code, _) = payload[0]
-            for function in _before_loading:
-                function(code)
+            show(code)
             return super().rebuild(target_context, payload)
 
     class Cache(caching.FunctionCache):
@@ -276,7 +275,7 @@ def _cache_class(folder: Path) -> type:
 
         def __init__(self, py_func: Any, name: str) -> None:
             super().__init__(py_func)
-            self._told, self._since = name, 0.0
+            self._told = name
             self._loads = self._keeps = True
 
         def _may_be_used(self) -> bool:
@@ -286,7 +285,6 @@ def _cache_class(folder: Path) -> type:
             return self._loads
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
-            self._since = perf_counter()
             found = None
             if not self._may_be_used():
                 return found
@@ -302,7 +300,7 @@ def _cache_class(folder: Path) -> type:
             return found
 
         def save_overload(self, sig: Any, data: Any) -> None:
-            _log.debug("compiled %s in %.2f s", self._told, perf_counter() - self._since)
+            _log.debug("compiled %s in %.2f s", self._told, data.library.seconds)
             if not self._may_be_used() or not self._keeps:
                 return
             try:
@@ -322,10 +320,7 @@ class _Unkept(caching.NullCache):
     """No cache; it tells what is compiled."""
 
     def __init__(self, name: str) -> None:
-        self._told, self._since = name, 0.0
-
-    def load_overload(self, sig: Any, target_context: Any) -> None:
-        self._since = perf_counter()
+        self._told = name
 
     def save_overload(self, sig: Any, cres: Any) -> None:
-        _log.debug("compiled %s in %.2f s", self._told, perf_counter() - self._since)
+        _log.debug("compiled %s in %.2f s", self._told, cres.library.seconds)

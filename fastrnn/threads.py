@@ -27,14 +27,15 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from time import monotonic_ns, sleep
 from typing import Any, NamedTuple
 
 from numba.core import config
 
-from ._jit import SMALL, kernel
+from ._jit import SMALL, begin, kernel
 from .simd.post import (
     PARKS,
     PLACES,
@@ -313,9 +314,12 @@ def divide(
 
 def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> None:
     """Runs kernel `run` with `args` to its end, on the caller and up to `workers - 1` helpers."""
+    tickets = new_tickets(phases, workers)
+    if _rehearsed.wanted is not None:
+        _rehearsed.wanted.append((run.held if work < SMALL else run.released, (0, workers, tickets, *args)))
+        return
     if _asked:
         _seen.add((run, workers, work, args[run.shown]))
-    tickets = new_tickets(phases, workers)
     if workers == 1 and work < SMALL:
         run.held(0, 1, tickets, *args)
         return
@@ -367,6 +371,42 @@ def _call_off(team: _Team, tickets: Any, helping: list[int]) -> None:
             return
         except BaseException:  # one is being raised already
             continue
+
+
+# --- first calls --------------------------------------------------------------------------------------------------
+
+
+class _Rehearsed(threading.local):
+    """What a thread has rehearsed: compiled code wanted, and arguments for it; None if it does not."""
+
+    wanted: list[tuple[Any, tuple[Any, ...]]] | None = None
+
+
+_rehearsed = _Rehearsed()
+
+
+def rehearsing() -> bool:
+    """Whether this thread's launches are only rehearsed, so that what they write is not there."""
+    return _rehearsed.wanted is not None
+
+
+@contextmanager
+def rehearsal() -> Iterator[list[tuple[Any, tuple[Any, ...]]]]:
+    """Nothing is launched in the block: all kernels that it would launch begin to be compiled at its end, so that LLVM
+    works on one while Numba writes the next. The launches themselves follow.
+
+    gives : compiled code wanted (`held` or `released` of a kernel) and arguments for it, which may be added to
+    """
+    wanted: list[tuple[Any, tuple[Any, ...]]] = []
+    around, _rehearsed.wanted = _rehearsed.wanted, wanted
+    try:
+        yield wanted
+    finally:
+        _rehearsed.wanted = around
+    if not config.DISABLE_JIT:
+        # The longest first, which by and large has the most arguments: for what is written last LLVM is waited for.
+        for made, args in sorted(wanted, key=lambda one: -len(one[1])):
+            begin(made, *args)
 
 
 # --- how calls were run -------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ from ..checks import (
 )
 from ..kernels.panels import LONGEST, OVERHEAD, TAPE
 from ..simd.target import ROWS, lanes
-from ..threads import ALONE, DIVIDED, LONG, at_hand, divide, get_num_threads, launch, workers_for
+from ..threads import ALONE, DIVIDED, LONG, at_hand, divide, get_num_threads, launch, rehearsal, workers_for
 from . import buffers
 from .layer import NOT_TAKEN, Layer, Tape, check_tape
 from .layout import Direction, Layout, ragged, take, uniform
@@ -276,6 +276,7 @@ class Recurrent(Layer):
         unit = 64 // self.dtype.itemsize
         self._blocks = -(-h // unit)  # of a tape
         self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
+        self._rehearsed: set[Any] = set()  # what has been called for once: forward in training or not, "back"
         self._compiled: Any = None  # `quick`, once it has been called for
         self._ready: Quick | None = None
         self._hoisted: Quick | None = None  # where U x comes first, of all steps
@@ -284,7 +285,9 @@ class Recurrent(Layer):
         self._wide = widest if self._bytes_of_u(widest) >= WAITED else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_compiled": None, "_ready": None, "_hoisted": None}  # compiled code stays where it is
+        # Compiled code stays where it is.
+        new: dict[str, Any] = {"_rehearsed": set(), "_compiled": None, "_ready": None, "_hoisted": None}
+        return {**vars(self), **new}
 
     @property
     def width(self) -> int:
@@ -488,6 +491,7 @@ class Recurrent(Layer):
                     masks, dropped, 0 if xd is None else xd.shape[1],
                 )  # fmt: skip
                 cuts = count if training else self._parts(run)
+                self._rehearse(training, self._run, run, start)
                 ends, tape = self._run(run, start) if cuts is None else self._run_segments(run, start, cuts)
                 for s, end in zip(final, ends, strict=True):
                     s[k] = end
@@ -526,6 +530,14 @@ class Recurrent(Layer):
         for s, end in zip(now, self._run(one, now)[0], strict=True):
             s[:] = end
         return start
+
+    def _rehearse(self, what: Any, call: Callable[..., Any], *args: Any) -> None:
+        """Has the kernels of a first call compiled beside each other."""
+        if what in self._rehearsed:
+            return
+        with rehearsal():
+            call(*args)
+        self._rehearsed.add(what)
 
     def _layout(self, steps: int, batch: int, lengths: Any) -> Layout:
         if lengths is not None:
@@ -646,6 +658,7 @@ class Recurrent(Layer):
         if run.x is not None and not add:
             dx = buffers.empty(run.x.shape, self.dtype)
         if segments is None:
+            self._rehearse("back", self._back, run, kept, dy, line, dstate, dx, add, sums)
             self._back(run, kept, dy, line, dstate, dx, add, sums)
         else:
             for (first, last), start in zip(reversed(run.where.cuts(segments)), reversed(kept), strict=True):
@@ -855,6 +868,11 @@ class Recurrent(Layer):
         each = sum(sizes) / self.input_size
         if not self._way(max(sizes), len(x), x.shape[1], x.size * each)[0]:
             return None
+        if self._compiled is None:
+            with rehearsal() as wanted:
+                own = self._quick_with("l0", widths[0])
+                if own is not None:
+                    wanted.append((self.quick.held, self._quick_arguments(own)))
         version, made = self.store.version, []
         for layer, width in enumerate(widths):
             own = self._quick_with(f"l{layer}", width)
@@ -862,8 +880,7 @@ class Recurrent(Layer):
                 return None
             made.append(own)
         if self._compiled is None:
-            a = np.empty((1, 1, 1, 1), self.dtype)
-            self._compiled = self.quick.for_types(*ALONE, *made[0], 0, 1, a[0], a, *self.states * (a[0],))
+            self._compiled = self.quick.for_types(*self._quick_arguments(made[0]))
         ways = []
         for back in (False, True) if sum(own[0].nbytes for own in made) >= LARGE else (False,):
             given = [(*own, ~layer if back else layer) for layer, own in enumerate(made)]
@@ -877,6 +894,11 @@ class Recurrent(Layer):
         else:
             self._ready = ready
         return ready
+
+    def _quick_arguments(self, own: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Arguments of all the types that `quick` takes."""
+        a = np.empty((1, 1, 1, 1), self.dtype)
+        return *ALONE, *own, 0, 1, a[0], a, *self.states * (a[0],)
 
     def _way(self, largest: int, steps: int, batch: int, work: float) -> tuple[int, int]:
         """How many workers a quick call is for, none if it goes the long way; and into how many parts its rows are

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import as_array, check_mapping
+from ..threads import rehearsing
 from . import buffers
 
 ALIGN = 64  # bytes: a parameter begins on a cache line of its own
@@ -107,6 +108,8 @@ class Store:
         entry = self._made.get(what)
         if entry is not None and entry[0] == self.version:
             return entry[1]
+        if rehearsing():
+            return make()
         with self._lock:
             entry = (self.version, make())
             self._made[what] = entry

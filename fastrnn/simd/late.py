@@ -21,7 +21,8 @@ from numba import typeof
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from .._jit import before_loading, kernel
+from .._compiler import before_loading
+from .._jit import begin, kernel
 
 _WORD = ir.IntType(64)
 _LATE = ir.FunctionType(ir.VoidType(), [_WORD, _WORD])
@@ -76,6 +77,12 @@ invoke = intrinsic(_invoke)
 _provided: set[tuple[Any, ...]] = set()
 
 
+def promise(defining: kernel, *args: Any) -> None:
+    """Begins what `provide` does, for a kernel that is about to be written: when it is loaded, it is provided for."""
+    if (defining, *map(typeof, args)) not in _provided:
+        begin(defining.held, *args)
+
+
 def provide(defining: kernel, *args: Any) -> None:
     """Sees to it that the functions which a kernel defines, for arguments like these, are there for those kernels that
     are about to be translated or loaded: under Numba's lock.
@@ -114,7 +121,7 @@ define = intrinsic(_define)
 
 def call_by_name(function: Any, defining: kernel) -> Any:
     """What an intrinsic gives Numba that calls what `defining` defines: the signature, and the code."""
-    provide(defining)
+    promise(defining)
     name, given = _named(function)
 
     def codegen(context, builder, signature, args):

@@ -41,8 +41,9 @@ from llvmlite import ir
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
-from .._jit import before_loading, device, kernel
-from .late import provide
+from .._compiler import before_loading
+from .._jit import device, kernel
+from .late import promise, provide
 from .target import COLS, REGISTERS, ROWS, STRIP
 from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, data_of, lanes, prefetch
 
@@ -341,7 +342,7 @@ def _call(
     sig = types.none(c, number, number, number, cols if fixed else number, *given, *own)
     dtype = np.dtype(str(c.dtype))
     for k in wanted:
-        _provide(kind, dtype, k)
+        promise(*_defining(kind, dtype, k))
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         def address(array: int) -> ir.Value:
@@ -403,12 +404,13 @@ def strip_shapes(a):
     all_strips(a)
 
 
-def _provide(kind: str, dtype: np.dtype, cols: int) -> None:
+def _defining(kind: str, dtype: np.dtype, cols: int) -> tuple[kernel, np.ndarray]:
+    """The kernel that defines a shape's function, and what it takes."""
     if kind == TILE:
         shapes = tile_shapes if cols in WIDEST else narrow_tile_shapes
     else:
         shapes = strip_shapes if kind == STRIPS else turned_tile_shapes
-    provide(shapes, np.empty(0, dtype))
+    return shapes, np.empty(0, dtype)
 
 
 _NAMES = re.compile(rb"fastrnn\.(tile|turned|strips)\.(\w+)\.\d+x(\d+)")
@@ -418,7 +420,7 @@ _NAMES = re.compile(rb"fastrnn\.(tile|turned|strips)\.(\w+)\.\d+x(\d+)")
 def _provide_for(code: bytes) -> None:
     dtypes = {suffix.encode(): dtype for dtype, suffix in _SUFFIX.items()}
     for kind, suffix, cols in set(_NAMES.findall(code)):
-        _provide(kind.decode(), dtypes[suffix], int(cols))
+        provide(*_defining(kind.decode(), dtypes[suffix], int(cols)))
 
 
 # (c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off, own)
