@@ -314,12 +314,12 @@ def divide(
 
 def launch(run: kernel, workers: int, phases: int, work: float, *args: Any) -> None:
     """Runs kernel `run` with `args` to its end, on the caller and up to `workers - 1` helpers."""
-    tickets = new_tickets(phases, workers)
     if _rehearsed.wanted is not None:
-        _rehearsed.wanted.append((run.held if work < SMALL else run.released, (0, workers, tickets, *args)))
+        _rehearsed.wanted.append((run.held if work < SMALL else run.released, (0, workers, _NO_TICKETS, *args)))
         return
     if _asked:
         _seen.add((run, workers, work, args[run.shown]))
+    tickets = new_tickets(phases, workers)
     if workers == 1 and work < SMALL:
         run.held(0, 1, tickets, *args)
         return

@@ -18,8 +18,8 @@ SOURCES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for
 # Calls run downward only: cli, models, layers, kernels, simd. Of the modules at the top level, those named
 # here stand below the layers or beside them; every other one stands above.
 RANKS = {
-    "simd": 0, "_compiler.py": 0, "_jit.py": 0, "checks.py": 0, "sampling.py": 0, "threads.py": 1, "streaming.py": 1,
-    "kernels": 2, "layers": 3, "losses": 3, "optim.py": 3,
+    "simd": 0, "_llvm.py": 0, "_compiler.py": 0, "_jit.py": 0, "checks.py": 0, "sampling.py": 0, "threads.py": 1,
+    "streaming.py": 1, "kernels": 2, "layers": 3, "losses": 3, "optim.py": 3,
 }  # fmt: skip
 ABOVE = 4
 ON_TOP = {"cli.py": 6, "__main__.py": 7, "models": 5}
@@ -94,9 +94,10 @@ def test_only_one_module_compiles(path):
 
 @pytest.mark.parametrize("path", SOURCES)
 def test_only_simd_speaks_llvm(path):
-    """LLVM's instructions are written in one folder."""
+    """LLVM's instructions are written in one folder; one module calls its library, one knows Numba's own form."""
     if not path.startswith("simd/"):
-        assert not {"ir", "binding", "intrinsic"} & set(words(SOURCES[path]))
+        may = {"_llvm.py": {"binding"}, "_compiler.py": {"ir"}}.get(path, set())
+        assert not ({"ir", "binding", "intrinsic"} - may) & set(words(SOURCES[path]))
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path != "__init__.py"])

@@ -170,6 +170,20 @@ def test_a_rehearsal_leaves_nothing(make, given):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_rehearsal_makes_no_table_of_vectors():
+    """Inference for the first time, after a training pass and a change of the embedding that its table is made from."""
+    x = np.random.default_rng(3).integers(0, 7, (4, 3))
+
+    def model():
+        return fr.Sequential(fr.Embedding(7, 3, seed=1), fr.GRU(3, 5, seed=2))
+
+    net, fresh = model(), model()
+    net.forward(x)
+    for one in (net, fresh):
+        one.params["0.weight"] = np.ones((7, 3))
+    np.testing.assert_array_equal(net(x)[0], fresh(x)[0])
+
+
 def test_nothing_is_launched_in_a_rehearsal():
     layer, x = fr.LSTM(3, 5, seed=1), np.ones((4, 2, 3), np.float32)
     fr.last_call_info()

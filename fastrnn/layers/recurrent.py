@@ -56,7 +56,7 @@ from ..checks import (
 )
 from ..kernels.panels import LONGEST, OVERHEAD, TAPE
 from ..simd.target import ROWS, lanes
-from ..threads import ALONE, DIVIDED, LONG, at_hand, divide, get_num_threads, launch, rehearsal, workers_for
+from ..threads import ALONE, DIVIDED, LONG, at_hand, divide, get_num_threads, launch, rehearsal, rehearsing, workers_for
 from . import buffers
 from .layer import NOT_TAKEN, Layer, Tape, check_tape
 from .layout import Direction, Layout, ragged, take, uniform
@@ -1026,7 +1026,8 @@ class Recurrent(Layer):
             if of[0] is source[0] and of[1] == source[1]:
                 return made
         made = make()
-        held[:] = [(source, made)]
+        if not rehearsing():
+            held[:] = [(source, made)]
         return made
 
     def _products(self, run: Run | Indexed, bias: bool) -> np.ndarray:
@@ -1034,7 +1035,7 @@ class Recurrent(Layer):
         name, embedding = run.name, run.embedding
         u = self.store.flat(f"weight_ih_{name}")
         if embedding is None:
-            table = np.ascontiguousarray(u.reshape(-1, self.input_size).T)
+            table = np.array(u.reshape(-1, self.input_size).T, order="C")  # of one column too, never a view
             if run.words is not None:  # and a row for the inputs that are dropped
                 table = np.concatenate([table * run.words, np.zeros_like(table[:1])])
             if bias:
