@@ -276,7 +276,7 @@ class Recurrent(Layer):
         unit = 64 // self.dtype.itemsize
         self._blocks = -(-h // unit)  # of a tape
         self._panels = self._blocks * (unit // lanes(self.dtype))  # of as many units
-        self._rehearsed: set[Any] = set()  # what has been called for once: forward in training or not, "back"
+        self._rehearsed: set[Any] = set()  # what has been called for once: forward in training or not, "back", "quick"
         self._compiled: Any = None  # `quick`, once it has been called for
         self._ready: Quick | None = None
         self._hoisted: Quick | None = None  # where U x comes first, of all steps
@@ -868,11 +868,12 @@ class Recurrent(Layer):
         each = sum(sizes) / self.input_size
         if not self._way(max(sizes), len(x), x.shape[1], x.size * each)[0]:
             return None
-        if self._compiled is None:
+        if "quick" not in self._rehearsed:
             with rehearsal() as wanted:
                 own = self._quick_with("l0", widths[0])
                 if own is not None:
                     wanted.append((self.quick.held, self._quick_arguments(own)))
+            self._rehearsed.add("quick")
         version, made = self.store.version, []
         for layer, width in enumerate(widths):
             own = self._quick_with(f"l{layer}", width)
