@@ -6,12 +6,19 @@ All `rows x cols` accumulators stay in registers for the whole sum. `b` is packe
 other. Each `a[r, k]` is read once and broadcast. The sum is one chain of fused multiply-adds in ascending `k` that
 starts from `c`: a tile shape decides who computes an element, never its value.
 
+Weights that do not fit in the second-level cache come from the third at every step, and who reads them only when they
+are needed waits for them: on Zen 3 tiles for 16 rows ran at 0.76 of peak, with weights at hand at 0.96. So a `tile` of
+two or more rows fetches a share of the lines that come after its own, one line of the cache for every AT_ONCE values of
+k, and those for all rows of a batch together fetch all of them: 0.94 of peak; with 64 rows 0.91 instead of 0.87. (One
+for every value of k was as good alone, and beside another process's thread on the same core up to 1.06 of the time.)
+
 There are three, for the two ways in which `a` lies, and for more lines of `b` at once:
 
     tile      by rows, of two arrays one after the other, either of which may have none:
                   x[x_off + r * x_stride + k]                                   k < x_depth
                   a[a_off + r * stride + k // seg * seg_stride + k % seg]       k < n_seg * seg
-              row-major (`seg` = all of it), or with the elements of a row in panels
+              row-major (`seg` = all of it), or with the elements of a row in panels. For every AT_ONCE values of
+              k it fetches one line of the cache, from b[b_off + next_off] on every next_step numbers; 0: none
     turned    by columns:
                   a[a_off + r + k * stride]                                     k < depth
     strips    `tile` for one or two rows and as many strips of `b` as there are registers for: strip s, with v vectors
@@ -48,10 +55,14 @@ from .target import COLS, REGISTERS, ROWS, STRIP
 from .vector import _FLOATS, _SUFFIX, I32, I64, Index, Pointer, _splat, data_of, lanes, prefetch
 
 AHEAD = 4 if REGISTERS == 32 else 0  # lines of b, or none
+AT_ONCE = 4  # values of k
 SOON = 16  # values of k
 EVERY_SECOND = 32  # lines of b
 FEW = 1  # rows of a tile that takes no longer than its call
 LINE = 64  # bytes
+
+# With 512 bits it was not measured.
+FETCHES = REGISTERS == 16
 
 TILE, TURNED, STRIPS, OF_ITS_OWN = "tile", "turned", "strips", "own"
 
@@ -84,8 +95,9 @@ def tiles_for(rows, cols):
 
 
 def _twin(
-    c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off, own
-):
+    c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off,
+    next_off, next_step, own,
+):  # fmt: skip
     """`tile` in NumPy: the same sum in the same order, its products rounded."""
     r, k = np.arange(max(1, rows))[:, None], np.arange(n_seg * seg)
     of_x = x.reshape(-1)[x_off + r * x_stride + np.arange(x_depth)]
@@ -102,7 +114,7 @@ def _strips_twin(
     for k, width in enumerate(WIDTHS[cols]):
         _twin(
             c, c_off + first * lanes(c) + k * c_gap, c_stride, rows, width, x, x_off, x_stride, x_depth,
-            a, a_off, stride, seg, seg_stride, n_seg, b, b_off + first * apart + k * b_gap, SHARED,
+            a, a_off, stride, seg, seg_stride, n_seg, b, b_off + first * apart + k * b_gap, 0, 0, SHARED,
         )  # fmt: skip
         first += width
 
@@ -127,8 +139,8 @@ def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int, kind: str
     """The function of a kind, TILE, TURNED, STRIPS or OF_ITS_OWN, for one shape, as `module` knows it."""
     ptr = _FLOATS[dtype].as_pointer()
     left = [ptr, I64, I64] if kind == TURNED else [ptr, I64, I64, ptr, I64, I64, I64, I64]
-    more = [I64, I64, I64] if cols > COLS else []
-    fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, *left, ptr, *more])
+    more = 3 if cols > COLS else 0 if kind == TURNED else 2
+    fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, *left, ptr, *(more * [I64])])
     fn = cgutils.get_or_insert_function(module, fnty, f"fastrnn.{kind}.{_SUFFIX[dtype]}.{rows}x{cols}")
     fn.attributes.add("nounwind")
     return fn
@@ -168,10 +180,11 @@ def _pass(
     widths = WIDTHS.get(cols, (cols,))
     real, size = _FLOATS[dtype], dtype.itemsize
     n = lanes(np.empty(0, dtype))
-    vec, ptr = ir.VectorType(real, n), real.as_pointer()
+    vec = ir.VectorType(real, n)
     zero, one, b_stride = (ir.Constant(I64, k) for k in (0, 1, cols * n))
     of_strip = [(strip, k) for strip, w in enumerate(widths) for k in range(w)]
     fma = cgutils.get_or_insert_function(module, ir.FunctionType(vec, [vec] * 3), f"llvm.fma.v{n}{_SUFFIX[dtype]}")
+    fetches = FETCHES and kind == TILE and rows > 1
     outer, inner, tail, done = (fn.append_basic_block(x) for x in ("outer", "inner", "tail", "done"))
 
     def lines_of(bld: ir.IRBuilder, strips: Sequence[ir.Value]) -> list[ir.Value]:
@@ -201,68 +214,102 @@ def _pass(
     out = [p for r in range(rows) for p in lines_of(bld, [bld.gep(p, [row_of[r]]) for p in c_of])]
     start = [bld.load(p, align=size) for p in out]
     soon = bld.mul(k_stride, ir.Constant(I64, SOON))
+    coming = [bld.gep(b, [more[0]])] if fetches else []  # the line that is fetched next
     bld.cbranch(bld.icmp_signed(">", count, zero), outer, done)
 
+    # What changes with k: it, where `a` is, what is coming, where `b` is of each strip, and the accumulators.
+    lines, sums = slice(2 + len(coming), 2 + len(coming) + len(widths)), 2 + len(coming) + len(widths)
+
+    def step(bld: ir.IRBuilder, state: list[ir.Value]) -> list[ir.Value]:
+        """One value of k."""
+        k, a_k, b_k, acc = state[0], state[1], state[lines], state[sums:]
+        right = [bld.load(p, align=size) for p in lines_of(bld, b_k)]
+        if ahead:
+            for j in some:
+                prefetch(Pointer(bld, b_k[0], dtype), Index(bld, b_stride) * AHEAD + j * n, write=False)
+        elif kind == TILE and width < cols and some.start == 0:
+            # The next pass has the other half of these lines, and a processor does not fetch every second one by
+            # itself. When an LSTM's forward had tiles of 4 x 4, (50, 4, 1024, 1024), its weights in the third-level
+            # cache, took 0.87 of the time, (25, 4, 512, 512) 0.99. 16 lines ahead: 0.93 of the first; 64 and 128 were
+            # worse.
+            for j in range(0, cols, LINE // (n * size)):
+                prefetch(Pointer(bld, b_k[0], dtype), Index(bld, b_stride) * EVERY_SECOND + j * n, write=False)
+        elif kind == TURNED and rows > 1 and some.start == 0:
+            prefetch(Pointer(bld, a_k, dtype), Index(bld, soon), write=False)
+        # What fewer registers hold stays in them, and the other comes one by one: 3 x 4 takes all of 16. Row by row,
+        # with four lines kept, accumulators were moved through the stack, and the tile ran at half of its speed.
+        by_line = [(r, j) for j in range(width) for r in range(rows)]
+        left: dict[int, ir.Value] = {}
+        made: dict[tuple[int, int], ir.Value] = {}
+        for r, j in by_line if rows < width else sorted(by_line):
+            if r not in left:
+                left[r] = _splat(bld, bld.load(bld.gep(a_k, [left_of[r]]), align=size), n)
+            made[r, j] = bld.call(fma, [left[r], right[j], acc[r * width + j]])
+        k1, a1 = bld.add(k, one), bld.gep(a_k, [k_stride])
+        b1 = [bld.gep(p, [ir.Constant(I64, w * n)]) for p, w in zip(b_k, widths, strict=True)]
+        return [k1, a1, *state[2 : lines.start], *b1, *(made[at] for at in sorted(made))]
+
     bld = ir.IRBuilder(outer)
-    s, r_stride, seg = bld.phi(I64), bld.phi(I64), bld.phi(I64)
-    a_seg, a_next, b_seg = bld.phi(ptr), bld.phi(ptr), [bld.phi(ptr) for _ in widths]
-    acc_outer = [bld.phi(vec) for _ in out]
-    entering = [zero, first[1], first[2], first[0], after[0], *strips, *start]
-    for phi, v in zip((s, r_stride, seg, a_seg, a_next, *b_seg, *acc_outer), entering, strict=True):
-        phi.add_incoming(v, entry.block)
+    entering = [zero, first[1], first[2], after[0], first[0], *coming, *strips, *start]
+    segment = _meeting(bld, (entering, entry.block))
+    s, r_stride, seg, a_next, *state = segment
     left_of = [bld.mul(r_stride, ir.Constant(I64, r)) for r in range(rows)]
-    bld.branch(inner)
+    ways = [([zero, *state], outer)]  # into what comes next
+    if fetches:
+        some_more, several, between = ir.Constant(I64, AT_ONCE), *map(fn.append_basic_block, ("several", "between"))
+        asked = bld.icmp_signed(">", more[1], zero)
+        bld.cbranch(bld.and_(asked, bld.icmp_signed(">=", seg, some_more)), several, between)
+        bld = ir.IRBuilder(several)
+        before = state = _meeting(bld, *ways)
+        if some.start == 0:
+            prefetch(Pointer(bld, state[2], dtype), Index(bld, zero), write=False, level=2)
+        for _ in range(AT_ONCE):
+            state = step(bld, state)
+        state[2] = bld.gep(state[2], [more[1]])
+        _come(before, state, several)
+        again = bld.cbranch(bld.icmp_signed("<=", bld.add(state[0], some_more), seg), several, between)
+        _written(module, again, 1)
+        bld = ir.IRBuilder(between)
+        state = _meeting(bld, *ways, (state, several))
+        ways = [(state, between)]
+        bld.cbranch(bld.icmp_signed("<", state[0], seg), inner, tail)
+    else:
+        bld.branch(inner)
 
     bld = ir.IRBuilder(inner)
-    k = bld.phi(I64)
-    a_k, b_k = bld.phi(ptr), [bld.phi(ptr) for _ in widths]
-    acc = [bld.phi(vec) for _ in out]
-    for phi, v in [(k, zero), (a_k, a_seg), *zip(b_k, b_seg, strict=True), *zip(acc, acc_outer, strict=True)]:
-        phi.add_incoming(v, outer)
-    right = [bld.load(p, align=size) for p in lines_of(bld, b_k)]
-    if ahead:
-        for j in some:
-            prefetch(Pointer(bld, b_k[0], dtype), Index(bld, b_stride) * AHEAD + j * n, write=False)
-    elif kind == TILE and width < cols and some.start == 0:
-        # The next pass has the other half of these lines, and a processor does not fetch every second one by itself.
-        # When an LSTM's forward had tiles of 4 x 4, (50, 4, 1024, 1024), its weights in the third-level cache, took
-        # 0.87 of the time, (25, 4, 512, 512) 0.99. 16 lines ahead: 0.93 of the first; 64 and 128 were worse.
-        for j in range(0, cols, LINE // (n * size)):
-            prefetch(Pointer(bld, b_k[0], dtype), Index(bld, b_stride) * EVERY_SECOND + j * n, write=False)
-    elif kind == TURNED and rows > 1 and some.start == 0:
-        prefetch(Pointer(bld, a_k, dtype), Index(bld, soon), write=False)
-    # What fewer registers hold stays in them, and the other comes one by one: 3 x 4 takes all of 16. Row by row, with
-    # four lines kept, accumulators were moved through the stack, and the tile ran at half of its speed.
-    by_line = [(r, j) for j in range(width) for r in range(rows)]
-    left: dict[int, ir.Value] = {}
-    made: dict[tuple[int, int], ir.Value] = {}
-    for r, j in by_line if rows < width else sorted(by_line):
-        if r not in left:
-            left[r] = _splat(bld, bld.load(bld.gep(a_k, [left_of[r]]), align=size), n)
-        made[r, j] = bld.call(fma, [left[r], right[j], acc[r * width + j]])
-    new = [made[at] for at in sorted(made)]
-    k1, a1 = bld.add(k, one), bld.gep(a_k, [k_stride])
-    b1 = [bld.gep(p, [ir.Constant(I64, w * n)]) for p, w in zip(b_k, widths, strict=True)]
-    for phi, v in [(k, k1), (a_k, a1), *zip(b_k, b1, strict=True), *zip(acc, new, strict=True)]:
-        phi.add_incoming(v, inner)
-    again = bld.cbranch(bld.icmp_signed("<", k1, seg), inner, tail)
+    before = _meeting(bld, *ways)
+    state = step(bld, before)
+    _come(before, state, inner)
+    again = bld.cbranch(bld.icmp_signed("<", state[0], seg), inner, tail)
     _written(module, again, 2 if rows * width >= REGISTERS // 2 else 0)
 
     bld = ir.IRBuilder(tail)
+    state = _meeting(bld, (state, inner), *(ways if fetches else []))
     s1 = bld.add(s, one)
-    going = [s1, after[1], after[2], a_next, bld.gep(a_next, [seg_stride]), *b1, *new]
-    for phi, v in zip((s, r_stride, seg, a_seg, a_next, *b_seg, *acc_outer), going, strict=True):
-        phi.add_incoming(v, tail)
+    _come(segment, [s1, after[1], after[2], bld.gep(a_next, [seg_stride]), a_next, *state[2:]], tail)
     bld.cbranch(bld.icmp_signed("<", s1, count), outer, done)
 
     bld = ir.IRBuilder(done)
     result = [bld.phi(vec) for _ in out]
-    for phi, v0, v1 in zip(result, start, new, strict=True):
-        phi.add_incoming(v0, entry.block)
-        phi.add_incoming(v1, tail)
+    _come(result, start, entry.block)
+    _come(result, state[sums:], tail)
     for p, v in zip(out, result, strict=True):
         bld.store(v, p, align=size)
     return bld
+
+
+def _meeting(bld: ir.IRBuilder, *ways: tuple[list[ir.Value], ir.Block]) -> list[ir.Value]:
+    """What the same values are where control comes from different blocks."""
+    phis = [bld.phi(v.type) for v in ways[0][0]]
+    for values, block in ways:
+        _come(phis, values, block)
+    return phis
+
+
+def _come(phis: list[ir.Value], values: list[ir.Value], block: ir.Block) -> None:
+    """Adds the way from one more block."""
+    for phi, v in zip(phis, values, strict=True):
+        phi.add_incoming(v, block)
 
 
 def _written(module: ir.Module, again: ir.Instruction, times: int) -> None:
@@ -306,12 +353,12 @@ def _shapes(kind: str, widths: Iterable[int] = ()) -> Any:
 
 def _tile(
     typingctx, c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg,
-    b, b_off, own,
+    b, b_off, next_off, next_step, own,
 ):  # fmt: skip
     if not isinstance(own, types.IntegerLiteral):
         return None
     few, most = FEW if own.literal_value == OWN else -1, STRIP if own.literal_value == NARROW else COLS
-    return _call(TILE, few, c, cols, [(x, 2), (a, 4), (b, 0)], own, most=most)
+    return _call(TILE, few, c, cols, [(x, 2), (a, 4), (b, 2)], own, most=most)
 
 
 def _strips(
@@ -423,7 +470,8 @@ def _provide_for(code: bytes) -> None:
         provide(*_defining(kind.decode(), dtypes[suffix], int(cols)))
 
 
-# (c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off, own)
+# (c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off,
+#  next_off, next_step, own)
 tile = _twin if config.DISABLE_JIT else intrinsic(prefer_literal=True)(_tile)
 
 # (c, c_off, c_stride, rows, cols, x, x_off, x_stride, x_depth, a, a_off, stride, seg, seg_stride, n_seg, b, b_off,

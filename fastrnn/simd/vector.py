@@ -249,13 +249,13 @@ def store(a: Any, off: Any, v: Any, count: Any = None) -> None:
     a.reshape(-1)[off : off + count] = v[:count]
 
 
-def prefetch(a: Any, off: Any, write: bool = True) -> None:
-    """Begins to bring the line of `a` at flat offset `off` into the cache, to be written, or to be read only. `off` may
-    lie outside `a`.
+def prefetch(a: Any, off: Any, write: bool = True, level: int = 1) -> None:
+    """Begins to bring the line of `a` at flat offset `off` into the cache of a level, to be written, or to be read
+    only. `off` may lie outside `a`.
     """
     if isinstance(a, Pointer):
         b, byte = a.builder, ir.IntType(8).as_pointer()
-        args = [b.bitcast(a.at(off), byte), *(ir.Constant(I32, k) for k in (int(write), 3, 1))]
+        args = [b.bitcast(a.at(off), byte), *(ir.Constant(I32, k) for k in (int(write), 4 - level, 1))]
         _call(b, "llvm.prefetch.p0", ir.VoidType(), args)
 
 
