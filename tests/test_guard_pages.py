@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import math
 import mmap
 import os
 import pkgutil
@@ -17,13 +18,13 @@ import sys
 import numba
 import numpy as np
 import pytest
-from helpers import ALL_CELLS, CELLS, JIT, Problem, assert_same_bits, mixed_lengths, run_python, seldom
+from helpers import ALL_CELLS, CELLS, GATES, JIT, Problem, assert_same_bits, mixed_lengths, run_python, seldom
 
 import fastrnn as fr
 import fastrnn.kernels
 from fastrnn import threads
 from fastrnn._jit import kernel
-from fastrnn.kernels import embedding
+from fastrnn.kernels import embedding, panels
 from fastrnn.simd.target import lanes
 from fastrnn.simd.vector import load, pointwise, store
 
@@ -218,6 +219,17 @@ def recurrent(size, dtype, cells):
     return results
 
 
+def far(dtype):
+    """Weights that tiles of many rows fetch from behind what they read: behind the last ones there is nothing."""
+    results = {}
+    for cell in ("lstm", "gru", "rnn_tanh"):
+        hidden = 1 + math.isqrt(panels.NEAR // np.dtype(dtype).itemsize // GATES[CELLS[cell][0]])
+        problem = Problem(cell, T=2, B=13, I=5, H=hidden, L=1, dtype=dtype)
+        outputs, gradients = problem.solve()
+        results |= {f"{cell} {name}": a for name, a in (outputs | gradients).items()}
+    return results
+
+
 def model(size, dtype):
     """Embedding, LSTM, linear layer, loss, clipping and every optimizer, on a vocabulary of `size`."""
     rng = np.random.default_rng(size)
@@ -339,7 +351,7 @@ def results_of(dtype, cells, sizes):
         gc.collect()  # pages that only cycles refer to: a process may have so many mappings and no more
         results.append(recurrent(size, dtype, cells))
         results += [task(size, dtype) for task in (model, losses, rows, products, writing)]
-    return results
+    return [*results, far(dtype)]
 
 
 # Of those that take long to compile, some.

@@ -10,7 +10,9 @@ import pytest
 from helpers import JIT
 from llvmlite import ir
 
+from fastrnn._jit import kernel
 from fastrnn.kernels import panels as panels_of_kernels
+from fastrnn.kernels.panels import behind, step_of
 from fastrnn.simd import target, tile
 
 AVX = platform.machine() in ("x86_64", "AMD64") and "avx2" in target.features()
@@ -49,6 +51,58 @@ def test_no_vector_on_the_stack(kind, rows, cols, dtype):
     assert sum("vfmadd" in line for line in vectors) >= max(1, rows) * cols
     assert not [line for line in vectors if "(%rsp)" in line]
     assert re.search(rf"\.p2align\s+{tile.LINE.bit_length() - 1}\s*\n\S+:\s*\n[^:]*vfmadd", code)
+
+
+@pytest.mark.skipif(not JIT, reason="without JIT nothing is fetched")
+@pytest.mark.skipif(not AVX or not tile.FETCHES, reason="reads x86 assembly, with 256 bits")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("rows", "cols"), [(r, k) for r in range(2, target.ROWS + 1) for k in range(1, 4)])
+def test_one_line_is_fetched_for_several_values(rows, cols, dtype):
+    """One instruction that fetches, in a loop that has AT_ONCE values of the summed index."""
+    code = translated(dtype, rows, cols, tile.TILE)
+    loops = re.split(r"\.p2align", code)
+    fetching = [loop for loop in loops if "prefetcht1" in loop]
+    assert len(fetching) == 1
+    assert fetching[0].count("prefetcht1") == 1
+    before = re.split(r"\bj\w+\s", fetching[0])[0]
+    assert sum("vfmadd" in line for line in before.splitlines()) == tile.AT_ONCE * rows * cols
+
+
+@kernel
+def shares(line, blocks, depth, b, where):
+    """Where each block of rows begins to fetch, and how far it is to the next."""
+    for block in range(blocks):
+        where[block, 1] = step_of(line, blocks, b)
+        where[block, 0] = behind(depth, line, block, where[block, 1])
+
+
+@pytest.mark.parametrize("cols", range(1, target.COLS + 1))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_all_blocks_of_rows_fetch_what_comes(dtype, cols):
+    """Together, each line of the cache once or twice, as long as one line at a time is enough; and nothing where it
+    would gain nothing.
+    """
+    itemsize = np.dtype(dtype).itemsize
+    few, many = (np.empty(panels_of_kernels.NEAR // itemsize + k, dtype) for k in (0, 1))
+    line, depth = cols * target.lanes(dtype), 512
+    for blocks in range(1, 50):
+        where = np.empty((blocks, 2), np.int64)
+        shares.held(line, blocks, depth, few, where)
+        assert not where[:, 1].any()
+        shares.held(line, blocks, depth, many, where)
+        if blocks <= 2:
+            assert not where[:, 1].any()
+            continue
+        fetched = np.zeros(2 * depth * line * itemsize // tile.LINE, int)
+        for begin, step in where:
+            at = (begin + np.arange(depth // tile.AT_ONCE) * step) * itemsize // tile.LINE
+            fetched[np.unique(at[at < len(fetched)])] += 1
+        begin = depth * line * itemsize // tile.LINE
+        assert not fetched[:begin].any()
+        enough = blocks * tile.LINE >= tile.AT_ONCE * line * itemsize
+        share = fetched[begin : begin + len(fetched) // 2]
+        assert share.all() if enough else (share == 1).sum() == blocks * depth // tile.AT_ONCE
+        assert share.max() <= 2
 
 
 @pytest.mark.parametrize("panels", range(1, 130))
