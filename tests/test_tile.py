@@ -56,14 +56,15 @@ def test_no_vector_on_the_stack(kind, rows, cols, dtype):
 @pytest.mark.skipif(not JIT, reason="without JIT nothing is fetched")
 @pytest.mark.skipif(not AVX or not tile.FETCHES, reason="reads x86 assembly, with 256 bits")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", [tile.TILE, tile.TURNED])
 @pytest.mark.parametrize(("rows", "cols"), [(r, k) for r in range(2, target.ROWS + 1) for k in range(1, 4)])
-def test_one_line_is_fetched_for_several_values(rows, cols, dtype):
+def test_one_line_is_fetched_for_several_values(kind, rows, cols, dtype):
     """One instruction that fetches, in a loop that has AT_ONCE values of the summed index."""
-    code = translated(dtype, rows, cols, tile.TILE)
+    code = translated(dtype, rows, cols, kind)
     loops = re.split(r"\.p2align", code)
-    fetching = [loop for loop in loops if "prefetcht1" in loop]
+    fetching = [loop for loop in loops if "prefetch" in loop]
     assert len(fetching) == 1
-    assert fetching[0].count("prefetcht1") == 1
+    assert fetching[0].count("prefetch") == 1
     before = re.split(r"\bj\w+\s", fetching[0])[0]
     assert sum("vfmadd" in line for line in before.splitlines()) == tile.AT_ONCE * rows * cols
 

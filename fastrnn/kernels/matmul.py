@@ -11,7 +11,7 @@ come in several calls is the same chain as over all of them only if every call t
 from .._jit import SMALL, kernel, part
 from ..simd.sync import turns
 from ..simd.target import COLS, REGISTERS, ROWS
-from ..simd.tile import SHARED, tiles_for, turned
+from ..simd.tile import AT_ONCE, SHARED, tiles_for, turned
 from ..simd.vector import block_of, lanes, lanes_of, pointwise, prefetch, stack
 from .panels import CHUNK, WORK, add_in, add_out, add_rows, copy_in, copy_out, pack_rows, pack_transposed, tiles
 
@@ -151,9 +151,15 @@ def gradient(
                     if first + COLS >= end:
                         after = below * columns + begin * lane
                     for k in range(0, depth, NEAREST):
+                        next_a = left + (k + NEAREST) * k_stride * order
+                        if k + NEAREST >= depth:
+                            next_a = left
+                            if first + COLS >= end:
+                                next_a += width if g + 1 < gates else panel_stride - (gates - 1) * width
                         gradient_rows(
                             units, first, cols, min(NEAREST, depth - k), columns, a, left + k * k_stride * order,
                             k_stride * order, scratch, to + k * cols * lane, out, row, after, own + beside * strip,
+                            next_a,
                         )  # fmt: skip
 
 
@@ -166,8 +172,11 @@ def prefetch_tile(out, at, columns):
 
 
 @part
-def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch, strip, out, row, after, tail):
-    """The rows of `gradient` that belong to one gate of one panel, in one strip of columns; `after`: where next."""
+def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch, strip, out, row, after, tail, next_a):
+    """The rows of `gradient` that belong to one gate of one panel, in one strip of columns.
+
+    after, next_a : which elements of `out` and `a` come next
+    """
     lane = lanes_of(scratch)
     column, stride = first * lane, cols * lane
     blocks = tiles_for(units, cols)
@@ -175,15 +184,16 @@ def gradient_rows(units, first, cols, depth, columns, a, left, k_stride, scratch
         r0 = units * block // blocks
         r = units * (block + 1) // blocks - r0
         at = (row + r0) * columns + column
+        coming = next_a - left - r0 + block * (depth // AT_ONCE) * k_stride
         if column + stride <= columns:
             last = block == blocks - 1
             prefetch_tile(out, after if last else at + r * columns, columns)
-            turned(out, at, columns, r, cols, a, left + r0, k_stride, depth, scratch, strip)
+            turned(out, at, columns, r, cols, a, left + r0, k_stride, depth, scratch, strip, coming)
             continue
         for j in range(r):
             for k in range(0, stride, lane):
                 copy_in(scratch, tail + j * stride + k, out, at + j * columns + k, columns - column - k)
-        turned(scratch, tail, stride, r, cols, a, left + r0, k_stride, depth, scratch, strip)
+        turned(scratch, tail, stride, r, cols, a, left + r0, k_stride, depth, scratch, strip, coming)
         for j in range(r):
             for k in range(0, stride, lane):
                 copy_out(out, at + j * columns + k, scratch, tail + j * stride + k, columns - column - k)

@@ -21,6 +21,7 @@ There are three, for the two ways in which `a` lies, and for more lines of `b` a
               k it fetches one line of the cache, from b[b_off + next_off] on every next_step numbers; 0: none
     turned    by columns:
                   a[a_off + r + k * stride]                                     k < depth
+              It fetches one line, likewise, from a[a_off + next_off] on every `stride` numbers
     strips    `tile` for one or two rows and as many strips of `b` as there are registers for: strip s, with v vectors
               of columns before it, has its lines at b_off + v * apart + s * b_gap, and its part of `c` at
               c_off + v * W + s * c_gap. With one strip, one row keeps three or four multiply-adds going, of eight
@@ -31,10 +32,12 @@ for that, unless lines are fetched AHEAD: 0 rows stand for one row that does so.
 benchmark's lstm-step-B1-H128, lstm-infer-150x1x256x256 and lstm-infer-25x1x1024x1024, with and without). With 256-bit
 vectors, half a line of the cache each, lstm-infer-672x1x32x32 took 1.2 of the time so on Zen 3, and there is none.
 
-`turned` fetches the line of `a` that comes SOON: 0.95 of the time of a gradient at (T, B, I, H) = (150, 16, 256, 256),
-0.98 at (25, 128, 1024, 1024). In `tile`, where it fetches nothing new, that took 1.03 of the time of sequences on Zen
-3: a core that does two loads a cycle has none to spare. (Lines of `b`, 8 to 32 of them ahead: 1.0 to 1.05 of the time
-of sequences of 4 to 128 rows; the processor fetches those by itself.)
+`turned` fetches lines of `a`: in shares, as above, those that come after its own, or, with 512 bits, at every k the one
+that comes SOON. That was 0.95 of the time of a gradient at (T, B, I, H) = (150, 16, 256, 256), 0.98 at (25, 128, 1024,
+1024); on Zen 3 the shares are 0.97 to 1.01 of that, 0.92 at (25, 64, 512, 512) on one thread, and both together 0.98 to
+1.02. In `tile`, where it fetches nothing new, SOON took 1.03 of the time of sequences on Zen 3: a core that does two
+loads a cycle has none to spare. (Lines of `b`, 8 to 100 of them ahead, into either cache: 1.0 to 1.06 of the time of
+sequences of 4 to 128 rows; the processor fetches those by itself.)
 """
 
 from __future__ import annotations
@@ -119,7 +122,7 @@ def _strips_twin(
         first += width
 
 
-def _turned_twin(c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off):
+def _turned_twin(c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off, next_off):
     """`turned`, likewise."""
     left = a_off + np.arange(rows)[:, None] + np.arange(depth) * stride
     _multiply(c, c_off, c_stride, cols, a.reshape(-1)[left], b, b_off)
@@ -139,7 +142,7 @@ def _declare(module: ir.Module, dtype: np.dtype, rows: int, cols: int, kind: str
     """The function of a kind, TILE, TURNED, STRIPS or OF_ITS_OWN, for one shape, as `module` knows it."""
     ptr = _FLOATS[dtype].as_pointer()
     left = [ptr, I64, I64] if kind == TURNED else [ptr, I64, I64, ptr, I64, I64, I64, I64]
-    more = 3 if cols > COLS else 0 if kind == TURNED else 2
+    more = 3 if cols > COLS else 1 if kind == TURNED else 2
     fnty = ir.FunctionType(ir.VoidType(), [ptr, I64, *left, ptr, *(more * [I64])])
     fn = cgutils.get_or_insert_function(module, fnty, f"fastrnn.{kind}.{_SUFFIX[dtype]}.{rows}x{cols}")
     fn.attributes.add("nounwind")
@@ -184,7 +187,7 @@ def _pass(
     zero, one, b_stride = (ir.Constant(I64, k) for k in (0, 1, cols * n))
     of_strip = [(strip, k) for strip, w in enumerate(widths) for k in range(w)]
     fma = cgutils.get_or_insert_function(module, ir.FunctionType(vec, [vec] * 3), f"llvm.fma.v{n}{_SUFFIX[dtype]}")
-    fetches = FETCHES and kind == TILE and rows > 1
+    fetches = FETCHES and kind != STRIPS and rows > 1
     outer, inner, tail, done = (fn.append_basic_block(x) for x in ("outer", "inner", "tail", "done"))
 
     def lines_of(bld: ir.IRBuilder, strips: Sequence[ir.Value]) -> list[ir.Value]:
@@ -194,7 +197,7 @@ def _pass(
     # What of `a` comes first, what after it, and how many there are.
     bld = entry
     if kind == TURNED:
-        c, c_stride, a, k_stride, depth, b = fn.args
+        c, c_stride, a, k_stride, depth, b, *more = fn.args
         first, after, count = (a, one, depth), (a, one, depth), one
         seg_stride = zero
     else:
@@ -214,7 +217,8 @@ def _pass(
     out = [p for r in range(rows) for p in lines_of(bld, [bld.gep(p, [row_of[r]]) for p in c_of])]
     start = [bld.load(p, align=size) for p in out]
     soon = bld.mul(k_stride, ir.Constant(I64, SOON))
-    coming = [bld.gep(b, [more[0]])] if fetches else []  # the line that is fetched next
+    coming = [bld.gep(a if kind == TURNED else b, [more[0]])] if fetches else []  # the line that is fetched next
+    line_step = k_stride if kind == TURNED else more[-1]
     bld.cbranch(bld.icmp_signed(">", count, zero), outer, done)
 
     # What changes with k: it, where `a` is, what is coming, where `b` is of each strip, and the accumulators.
@@ -234,7 +238,7 @@ def _pass(
             # worse.
             for j in range(0, cols, LINE // (n * size)):
                 prefetch(Pointer(bld, b_k[0], dtype), Index(bld, b_stride) * EVERY_SECOND + j * n, write=False)
-        elif kind == TURNED and rows > 1 and some.start == 0:
+        elif kind == TURNED and rows > 1 and some.start == 0 and not fetches:
             prefetch(Pointer(bld, a_k, dtype), Index(bld, soon), write=False)
         # What fewer registers hold stays in them, and the other comes one by one: 3 x 4 takes all of 16. Row by row,
         # with four lines kept, accumulators were moved through the stack, and the tile ran at half of its speed.
@@ -257,15 +261,15 @@ def _pass(
     ways = [([zero, *state], outer)]  # into what comes next
     if fetches:
         some_more, several, between = ir.Constant(I64, AT_ONCE), *map(fn.append_basic_block, ("several", "between"))
-        asked = bld.icmp_signed(">", more[1], zero)
-        bld.cbranch(bld.and_(asked, bld.icmp_signed(">=", seg, some_more)), several, between)
+        enough, asked = (bld.icmp_signed(*x) for x in ((">=", seg, some_more), ("!=", line_step, zero)))
+        bld.cbranch(bld.and_(enough, asked), several, between)
         bld = ir.IRBuilder(several)
         before = state = _meeting(bld, *ways)
         if some.start == 0:
-            prefetch(Pointer(bld, state[2], dtype), Index(bld, zero), write=False, level=2)
+            prefetch(Pointer(bld, state[2], dtype), Index(bld, zero), write=False, level=1 if kind == TURNED else 2)
         for _ in range(AT_ONCE):
             state = step(bld, state)
-        state[2] = bld.gep(state[2], [more[1]])
+        state[2] = bld.gep(state[2], [line_step])
         _come(before, state, several)
         again = bld.cbranch(bld.icmp_signed("<=", bld.add(state[0], some_more), seg), several, between)
         _written(module, again, 1)
@@ -368,8 +372,8 @@ def _strips(
     return _call(STRIPS, -1, c, types.int64, [(x, 2), (a, 4), (b, 3)])
 
 
-def _turned(typingctx, c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off):
-    return _call(TURNED, -1, c, cols, [(a, 2), (b, 0)])
+def _turned(typingctx, c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off, next_off):
+    return _call(TURNED, -1, c, cols, [(a, 2), (b, 1)])
 
 
 def _call(
@@ -478,5 +482,5 @@ tile = _twin if config.DISABLE_JIT else intrinsic(prefer_literal=True)(_tile)
 #  c_gap, apart, b_gap)
 strips = _strips_twin if config.DISABLE_JIT else intrinsic(_strips)
 
-# (c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off)
+# (c, c_off, c_stride, rows, cols, a, a_off, stride, depth, b, b_off, next_off)
 turned = _turned_twin if config.DISABLE_JIT else intrinsic(prefer_literal=True)(_turned)
