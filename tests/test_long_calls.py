@@ -1,5 +1,6 @@
 """Calls that take long: the caller looks up now and then, comes back to the same bits, and may leave for good."""
 
+import contextlib
 import json
 import os
 import random
@@ -96,6 +97,31 @@ def test_an_interrupted_call_leaves_nobody_at_work(cell, workers, hurried, set_n
     hurried()
     for a, b in zip(wanted, results(problem, layer), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_a_writer_that_leaves_writes_the_same(cell, rows, hurried, set_num_threads, monkeypatch):
+    """With panels divided, and with rows: the caller may leave within a character, and after any it may be for good."""
+    monkeypatch.setattr(fr.layers.recurrent, "ROUND", 0)
+    monkeypatch.setattr(threads, "DIVIDED", 0)
+    model = fr.Sequential(getattr(fr, cell)(9, 150, 2, seed=1), fr.Linear(150, 9, seed=2))
+
+    def write():
+        return model.write(np.arange(rows), 11, None, 0.7, np.random.default_rng(1))
+
+    set_num_threads(1)
+    wanted, _ = write()
+    set_num_threads(3)
+    state = hurried()
+    np.testing.assert_array_equal(write()[0], wanted)
+    for after in range(2, state["begun"], 5):
+        hurried(after)
+        # It may be over before, when helpers have done much of it.
+        with pytest.raises(KeyboardInterrupt) if after == 2 else contextlib.suppress(KeyboardInterrupt):
+            write()
+    hurried()
+    np.testing.assert_array_equal(write()[0], wanted)
 
 
 def test_a_second_signal_finds_helpers_gone(monkeypatch):

@@ -59,20 +59,57 @@ def test_in_float64():
     assert same(model.write([1, 2], 9, rng=np.random.default_rng(1)), wanted)
 
 
-@cells
-def test_rows_and_threads(cell, set_num_threads, monkeypatch):
-    """A row's text depends neither on the others nor on who writes it, and goes on where it was cut."""
+@pytest.fixture
+def divided(monkeypatch):
+    """However little it is: characters' panels are divided too, but where rows are. Gives how the latest was."""
     monkeypatch.setattr(fr.threads, "SMALL", 0)
+    monkeypatch.setattr(fr.threads, "DIVIDED", 0)
+    monkeypatch.setattr(fr.layers.recurrent, "ROUND", 0)
+    fr.last_call_info()
+    return lambda: [(one.workers, one.pieces) for one in fr.last_call_info() if one.kernel.endswith("_write")][-1]
+
+
+@cells
+def test_rows_and_threads(cell, set_num_threads, divided):
+    """A row's text depends neither on the others nor on who writes it, and goes on where it was cut."""
     model, ids = model_of(cell), np.arange(7) % V
     set_num_threads(1)
     texts, state = model.write(ids, 12, temperature=0)
     set_num_threads(3)
     assert same(model.write(ids, 12, temperature=0), (texts, state))
+    assert divided() == ((3, 3) if JIT else (1, 1))
     for row in range(0, 7, 3):
         assert same(model.write(ids[row : row + 1], 12, temperature=0)[0], texts[:, row : row + 1])
     first, between = model.write(ids, 5, temperature=0)
     assert same(first, texts[:5])
     assert same(model.write(first[-1], 7, between, 0), (texts[5:], state))
+
+
+@cells
+@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("B", [1, 3])
+def test_panels_and_threads(cell, B, temperature, set_num_threads, divided):
+    """Nor does it where several write the same characters."""
+    model, ids = model_of(cell, 200), np.arange(B) % V
+    set_num_threads(1)
+    wanted = model.write(ids, 12, None, temperature, np.random.default_rng(1))
+    set_num_threads(3)
+    for _ in range(3):
+        assert same(model.write(ids, 12, None, temperature, np.random.default_rng(1)), wanted)
+        assert divided() == ((3, 1) if JIT else (1, 1))
+    first, between = model.write(ids, 5, temperature=0)
+    assert same(
+        model.write(first[-1], 7, between, 0), by_hand(model, first[-1], 7, between, 0, np.random.default_rng(1))
+    )
+
+
+def test_who_writes_what(set_num_threads, monkeypatch):
+    """Rows are divided where each worker has some, panels where there are too few, and little is not."""
+    layer = fr.LSTM(V, 256, seed=0)
+    set_num_threads(2)
+    by_rows = [layer._writes_by_rows(B, B * 4.0 * 256 * 256) for B in (1, 3, 4, 8, 64)]
+    assert by_rows == [False, False, False, True, True]
+    assert fr.LSTM(V, 20)._writes_by_rows(1, 4.0 * 20 * 20)
 
 
 def test_what_is_written_follows_the_weights():

@@ -65,7 +65,7 @@ from .panels import (
     tiles,
     tiles_of_panels,
 )
-from .writing import places, write_item
+from .writing import division, write_some
 
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
 
@@ -727,6 +727,17 @@ def gru_steps(worker, workers, tickets, w, layer, pieces, x, out, h_0):
     return True
 
 
+@part
+def layer_item(row0, row1, group, n, layer, w, below, before, after, given):
+    batch, h_size, panels, groups, ids, table, none, work = given
+    panel0, panel1 = bounds_of(group, groups, panels)
+    row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
+    forward_item(
+        row0, row1, panel0, panel1, row, 0, 0, 0, batch, i_size, h_size, h_size, flags,
+        below, ids, table, w, None, before, after, none, none, work, before, h_size,
+    )  # fmt: skip
+
+
 @kernel
 def gru_write(
     worker, workers, tickets, count, pieces, layers, batch, h_size, columns, temperature,
@@ -734,27 +745,15 @@ def gru_write(
 ):  # fmt: skip
     """A language model with these layers, the reset gate after the product, writes; see writing.py."""
     panels = panels_for(w, h_size)
-    groups = groups_of_few(panels, batch)
-    y, none = stack(w, ROOM), stack(w, 1)
-    size = batch * h_size
-    length = steps_of_item(1, count, batch // pieces, len(w) + len(packed))
-    for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
-        row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
-        for n in range(start * length, min(count, start * length + length)):
-            for layer in range(layers):
-                before, after, below = places(n, layer, layers, size)
-                row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
-                own = w[starts[layer] : starts[layer + 1]]
-                for g in range(groups):
-                    panel0, panel1 = bounds_of(g, groups, panels)
-                    forward_item(
-                        row0, row1, panel0, panel1, row, 0, 0, 0, batch, i_size, h_size, h_size, flags,
-                        h[below:], ids, table, own, None, h[before:], h[after:], none, none, y, h[before:], h_size,
-                    )  # fmt: skip
-            write_item(
-                row0, row1, n, batch, h_size, columns, temperature, h[places(n, layers - 1, layers, size)[1] :],
-                packed, bias, logits, cumulated, uniforms, broken, ids, y,
-            )  # fmt: skip
+    groups, known = groups_of_few(panels, batch), 0
+    work, none = stack(w, ROOM), stack(w, 1)
+    given = batch, h_size, panels, groups, ids, table, none, work
+    length, rounds, items = division(workers, pieces, count, layers, batch, groups, len(w) + len(packed))
+    for r, item in turns(tickets, 0, worker, workers, rounds, items):
+        known = write_some(
+            worker, r, item, groups, length, known, count, pieces, layers, batch, h_size, columns, temperature,
+            ids, w, starts, h, packed, bias, logits, cumulated, uniforms, broken, work, layer_item, given,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ from .panels import (
     tiles_of_panels,
     tiles_of_two,
 )
-from .writing import places, write_item
+from .writing import division, write_some
 
 INDEXED, TRAINING, BIAS, DY, BY_ROWS = 1, 2, 4, 8, 16
 
@@ -483,10 +483,11 @@ def groups_in(panels, rows, coupled):
 @part
 def forward_item(
     row0, row1, panel0, panel1, n, before, c_row, total, i_size, h_size, o_size, h_line, flags,
-    x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c0, c, gates, z,
+    x, ids, table, w, peep, p_first, full, form, coupled, h0, to, to_row, to_line, c0, c, gates, z,
 ):  # fmt: skip
     """The panels of a group, from panel0 to before panel1.
 
+    p_first : where the layer's peepholes begin
     c : rows of H numbers, from c_row on written
     to : rows of to_line numbers, from to_row on: h, or what is projected to it, written
     """
@@ -539,7 +540,7 @@ def forward_item(
                     tiles(z, of_panel, line, rows, 2, c0, c0_at, h_size, h_size, 0, 1, full, p_at, SHARED)
                 else:
                     tiles(z, of_panel, line, rows, 1, c0, c0_at, h_size, h_size, 0, 1, full, p_at, SHARED)
-            p_at, last = unit * (number - 1), number - 1
+            p_at, last = p_first + unit * (number - 1), number - 1
             for k in range(rows):
                 r = inwards(k, rows)
                 z_at, g_at = r * line + of_panel, tape_at(w, panel, total, n + r0 + r)
@@ -1130,7 +1131,7 @@ def lstm_forward(
                 if gain is None:
                     forward_item(
                         row0, row1, panel0, panel1, n, at[s], new_row, total, i_size, h_size, o_size, h0_line, flags,
-                        x, ids, table, w, peep, full, form, coupled, h0, to, to_row, to_line, c, new, gates, z,
+                        x, ids, table, w, peep, 0, full, form, coupled, h0, to, to_row, to_line, c, new, gates, z,
                     )  # fmt: skip
             for panel in range(first, end):
                 if keep_c is not None and phase == 0:
@@ -1316,7 +1317,7 @@ def step_item(row0, row1, group, t, below, before, y, given):
     panel0, panel1 = bounds_of(group, groups, panels)
     forward_item(
         row0, row1, panel0, panel1, 0, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
-        below, NO_IDS, below, w, peep, None, form, coupled, before, y, 0, h_size, c0 if t == 0 else c, c, none, z,
+        below, NO_IDS, below, w, peep, 0, None, form, coupled, before, y, 0, h_size, c0 if t == 0 else c, c, none, z,
     )  # fmt: skip
 
 
@@ -1347,6 +1348,19 @@ def lstm_steps(worker, workers, tickets, w, peep, form, coupled, layer, pieces, 
     return True
 
 
+@part
+def layer_item(row0, row1, group, n, layer, w, below, before, after, given):
+    batch, h_size, panels, groups, ids, table, peep, form, coupled, c, none, z = given
+    panel0, panel1 = bounds_of(group, groups, panels)
+    row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
+    state, number = c[layer * batch * h_size :], GATES if coupled is None else GATES - 1
+    p_first = layer * (number - 1) * panels * lanes_of(w)
+    forward_item(
+        row0, row1, panel0, panel1, row, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
+        below, ids, table, w, peep, p_first, None, form, coupled, before, after, 0, h_size, state, state, none, z,
+    )  # fmt: skip
+
+
 @kernel
 def lstm_write(
     worker, workers, tickets, count, pieces, layers, batch, h_size, columns, temperature,
@@ -1357,33 +1371,16 @@ def lstm_write(
     peep : packed diagonal peepholes of all layers, read, or None; form, coupled : as lstm_forward
     c : (L, B, H), read, overwritten by the final ones
     """
-    panels, number = panels_for(w, h_size), GATES if coupled is None else GATES - 1
-    groups = groups_in(panels, batch, coupled)
+    panels = panels_for(w, h_size)
+    groups, known = groups_in(panels, batch, coupled), 0
     z, none = stack(w, ROOM), stack(w, 1)
-    size, peeps = batch * h_size, (number - 1) * panels * lanes_of(w)
-    length = steps_of_item(1, count, batch // pieces, len(w) + len(packed))
-    for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
-        row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
-        for n in range(start * length, min(count, start * length + length)):
-            for layer in range(layers):
-                before, after, below = places(n, layer, layers, size)
-                row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
-                if peep is None:  # noqa: SIM108 - of a conditional expression Numba leaves no side out
-                    p = peep
-                else:
-                    p = peep[layer * peeps :]
-                own, state = w[starts[layer] : starts[layer + 1]], c[layer * size :]
-                for g in range(groups):
-                    panel0, panel1 = bounds_of(g, groups, panels)
-                    forward_item(
-                        row0, row1, panel0, panel1, row, 0, 0, batch, i_size, h_size, h_size, h_size, flags,
-                        h[below:], ids, table, own, p, None, form, coupled, h[before:], h[after:], 0, h_size,
-                        state, state, none, z,
-                    )  # fmt: skip
-            write_item(
-                row0, row1, n, batch, h_size, columns, temperature, h[places(n, layers - 1, layers, size)[1] :],
-                packed, bias, logits, cumulated, uniforms, broken, ids, z,
-            )  # fmt: skip
+    given = batch, h_size, panels, groups, ids, table, peep, form, coupled, c, none, z
+    length, rounds, items = division(workers, pieces, count, layers, batch, groups, len(w) + len(packed))
+    for r, item in turns(tickets, 0, worker, workers, rounds, items):
+        known = write_some(
+            worker, r, item, groups, length, known, count, pieces, layers, batch, h_size, columns, temperature,
+            ids, w, starts, h, packed, bias, logits, cumulated, uniforms, broken, z, layer_item, given,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------

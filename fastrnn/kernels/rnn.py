@@ -49,7 +49,7 @@ from .panels import (
     tiles_of_group,
     tiles_of_two,
 )
-from .writing import places, write_item
+from .writing import division, write_some
 
 INDEXED, DY, BY_ROWS = 1, 2, 4
 NONLINEARITIES = ("tanh", "relu", "sigmoid", "identity")  # their numbers in the kernels
@@ -383,6 +383,17 @@ def rnn_steps(worker, workers, tickets, w, nonlinearity, layer, pieces, x, out, 
     return True
 
 
+@part
+def layer_item(row0, row1, group, n, layer, w, below, before, after, given):
+    batch, h_size, groups, panels, vectors, nonlinearity, ids, table, z = given
+    vector, cols = vectors_of(group, groups, panels, vectors)
+    row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
+    forward_item(
+        row0, row1, vector, cols, row, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
+        below, ids, table, w, None, before, after, z,
+    )  # fmt: skip
+
+
 @kernel
 def rnn_write(
     worker, workers, tickets, count, pieces, layers, batch, h_size, columns, temperature,
@@ -392,27 +403,15 @@ def rnn_write(
     lane = lanes_of(w)
     vectors = (h_size + lane - 1) // lane
     panels = (vectors + COLS - 1) // COLS
-    groups = groups_for(panels)
+    groups, known = groups_for(panels), 0
     z = stack(w, ROOM)
-    size = batch * h_size
-    length = steps_of_item(1, count, batch // pieces, len(w) + len(packed))
-    for start, piece in turns(tickets, 0, worker, workers, (count + length - 1) // length, pieces):
-        row0, row1 = batch * piece // pieces, batch * (piece + 1) // pieces
-        for n in range(start * length, min(count, start * length + length)):
-            for layer in range(layers):
-                before, after, below = places(n, layer, layers, size)
-                row, i_size, flags = (n * batch, 0, INDEXED) if layer == 0 else (0, h_size, 0)
-                own = w[starts[layer] : starts[layer + 1]]
-                for g in range(groups):
-                    vector, cols = vectors_of(g, groups, panels, vectors)
-                    forward_item(
-                        row0, row1, vector, cols, row, 0, 0, i_size, h_size, h_size, h_size, flags, nonlinearity,
-                        h[below:], ids, table, own, None, h[before:], h[after:], z,
-                    )  # fmt: skip
-            write_item(
-                row0, row1, n, batch, h_size, columns, temperature, h[places(n, layers - 1, layers, size)[1] :],
-                packed, bias, logits, cumulated, uniforms, broken, ids, z,
-            )  # fmt: skip
+    given = batch, h_size, groups, panels, vectors, nonlinearity, ids, table, z
+    length, rounds, items = division(workers, pieces, count, layers, batch, groups, len(w) + len(packed))
+    for r, item in turns(tickets, 0, worker, workers, rounds, items):
+        known = write_some(
+            worker, r, item, groups, length, known, count, pieces, layers, batch, h_size, columns, temperature,
+            ids, w, starts, h, packed, bias, logits, cumulated, uniforms, broken, z, layer_item, given,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -164,7 +164,8 @@ class Sequential(Layer):
         rng : where count times B uniform numbers are drawn from, in the order of the result; None for a new one
 
         An [embedding,] one recurrent layer or stack and a linear layer write without Python between the characters,
-        the rows divided among the threads. `ValueError` if logits are not finite.
+        the rows divided among the threads, or with few rows each character's units. `ValueError` if logits are not
+        finite.
 
         >>> import fastrnn as fr, numpy as np
         >>> model = fr.Sequential(fr.Embedding(10, 4, seed=0), fr.LSTM(4, 8, seed=0), fr.Linear(8, 10, seed=0))
