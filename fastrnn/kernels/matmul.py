@@ -34,7 +34,7 @@ BLOCK = 512
 
 # And for one gate of a panel. Its units lie beside each other, and from row to row in a tape it is four lines: more
 # rows than these, and none is left in the first-level cache when the next tile reads them again. With 256-bit vectors
-# 0.93 to 0.95 of the time of 512 (96 to 256 rows: 0.94 to 0.97). With wider ones it was not measured.
+# 0.93 to 0.95 of the time of 512 (96 to 256 rows: 0.94 to 0.97); with wider ones 0.99 to 1.02.
 NEAREST = 128 if REGISTERS == 16 else BLOCK
 
 # How many rows of X before it is copied a row is fetched: with that, and without masks, the gradient of

@@ -28,7 +28,7 @@ import numpy as np
 
 from .._jit import device, part
 from ..simd.target import COLS, GROUP, STRIP, VECTOR_BYTES, groups
-from ..simd.tile import AHEAD, AT_ONCE, NARROW, OWN, SHARED, strips, tile, tiles_for
+from ..simd.tile import AHEAD, AT_ONCE, FETCHES, NARROW, OWN, SHARED, strips, tile, tiles_for
 from ..simd.vector import block_of, greatest, lanes, lanes_of, least, load, pointwise, prefetch, store, transpose
 
 # Values of the summed index that `tiles` takes at a time: 128 KiB of float32 lines.
@@ -122,7 +122,7 @@ def step_of(line, blocks, b):
     fetch as many lines of `b` as they read; 0 if they are not to. (With one block (25, 4, 512, 512) took 1.05 of the
     time, with two (30, 8, 512, 512) as long as without.)
     """
-    return 0 if blocks <= 2 or near(b) else min(block_of(b), (AT_ONCE * line + blocks - 1) // blocks)
+    return 0 if not FETCHES or blocks <= 2 or near(b) else min(block_of(b), (AT_ONCE * line + blocks - 1) // blocks)
 
 
 @device
