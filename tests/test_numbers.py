@@ -4,6 +4,7 @@ vector width. And what is not a number passes through, in its own row.
 
 import hashlib
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -172,12 +173,22 @@ def test_row_alone(problem):
         assert_one_result(run(problem, layer, *only(problem, rows)), by_row(together, rows))
 
 
+IN_GROUPS = {
+    "rnn": fr.RNN,
+    "lstm": fr.LSTM,
+    "lstm, two layers": partial(fr.LSTM, num_layers=2, peephole="diagonal"),
+    "lstm, coupled": partial(fr.LSTM, coupled=True),
+    "lstm, float64": partial(fr.LSTM, dtype="float64"),
+    "gru": fr.GRU,
+}
+
+
 @pytest.mark.parametrize("H", [48, 75, 224])
-@pytest.mark.parametrize("kind", [fr.RNN, fr.LSTM, fr.GRU])
+@pytest.mark.parametrize("kind", IN_GROUPS)
 def test_row_alone_in_groups(kind, H):
-    """The same where panels are in groups of two or three, and with as many rows as working memory holds and more."""
-    x = np.random.default_rng(0).standard_normal((2, 140 if JIT else 9, 20)).astype("float32")
-    layer = kind(20, H, seed=1)
+    """The same where panels are in groups of two to four, and with as many rows as working memory holds and more."""
+    layer = IN_GROUPS[kind](20, H, seed=1)
+    x = np.random.default_rng(0).standard_normal((2, 140 if JIT else 9, 20)).astype(layer.dtype)
     y = layer(x)[0]
     for rows in ([0], [3, 8]):
         assert_same_bits({"y": layer(np.ascontiguousarray(x[:, rows]))[0]}, {"y": y[:, rows]})

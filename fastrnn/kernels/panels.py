@@ -3,14 +3,15 @@
 A *line* is what one tile row holds: up to COLS vectors side by side. A packed panel is one line for each value of the
 summed index, contiguous, with zeros where the matrix has ended.
 
-Panels of a forward are in groups, which are the items of a step. With 32 registers a group is a panel. With 16 it is
-two panels of four vectors, or three, packed together: first the biases of all, then strip after strip, of three vectors
-(eight are 2 + 3 + 3). A tile of a strip and four rows accumulates in 12 registers, and reads a line of 96 bytes for
-four rows; 4 x 4 had to be done as 4 x 2 twice, each of which read every second line of 64. An LSTM (25, 4, 512, 512)
-takes 0.80 of the time of that on Zen 3, (150, 4, 256, 256) 0.82, (30, 8, 512, 512) 0.91, (30, 16, 512, 512) 0.93, and
-from 24 rows on 0.96 to 1.02. And one row keeps only as many multiply-adds going as a tile has columns, where eight
-could be: it takes all strips of a group at once, (672, 1, 32, 32) in 0.8 of the time. (Strips of two vectors, of one
-panel, were slower with four rows and more. Strips of three for backward too: 0.98 to 1.08 of lstm-train.)
+Panels of a forward are in groups, which are the items of a step. With 32 registers a group is a panel (but for one row
+of an LSTM, see `row_item` there). With 16 it is two panels of four vectors, or three, packed together: first the biases
+of all, then strip after strip, of three vectors (eight are 2 + 3 + 3). A tile of a strip and four rows accumulates in
+12 registers, and reads a line of 96 bytes for four rows; 4 x 4 had to be done as 4 x 2 twice, each of which read every
+second line of 64. An LSTM (25, 4, 512, 512) takes 0.80 of the time of that on Zen 3, (150, 4, 256, 256) 0.82, (30, 8,
+512, 512) 0.91, (30, 16, 512, 512) 0.93, and from 24 rows on 0.96 to 1.02. And one row keeps only as many multiply-adds
+going as a tile has columns, where eight could be: it takes all strips of a group at once, (672, 1, 32, 32) in 0.8 of
+the time. (Strips of two vectors, of one panel, were slower with four rows and more. Strips of three for backward too:
+0.98 to 1.08 of lstm-train.)
 
 Steps and rows. The kernels of a cell go through the steps of one direction; where the rows of a step lie is told by
 

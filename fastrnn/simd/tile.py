@@ -74,8 +74,13 @@ TILE, TURNED, STRIPS, OF_ITS_OWN = "tile", "turned", "strips", "own"
 
 # What `strips` takes: for so many columns, the widths of the strips that they are in; and with how many rows. They are
 # as many accumulators as there are registers for, or all that there are.
-WIDTHS = {5: (2, 3), 6: (3, 3), 8: (2, 3, 3), 9: (3, 3, 3), 12: (3, 3, 3, 3)}
-OF_STRIPS = [(1, 6), (1, 8), (1, 9), (1, 12), (2, 5), (2, 6)]
+WIDTHS: dict[int, tuple[int, ...]]
+if REGISTERS == 16:
+    WIDTHS = {5: (2, 3), 6: (3, 3), 8: (2, 3, 3), 9: (3, 3, 3), 12: (3, 3, 3, 3)}
+    OF_STRIPS = [(1, 6), (1, 8), (1, 9), (1, 12), (2, 5), (2, 6)]
+else:
+    WIDTHS = {8: (4, 4)}
+    OF_STRIPS = [(1, 8)]
 BASE = 1 + max(WIDTHS)  # a shape's number is rows * BASE + columns
 
 # Whose the functions of so few rows are: every kernel's OWN, or SHARED as the others. Sequences of one row take 1.08 of
